@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The relay: seals committed events of the outbox into batches and delivers each exactly once.
+//!
+//! An event passes through `source` (PostgreSQL), `batch`, and `sink`, driven by `relay`, the spine,
+//! which owns every branch, retry and stop decision. `schema` installs the PostgreSQL side.
+
+pub mod backoff;
+pub mod batch;
+pub mod clock;
+pub mod sink;
+pub mod snapshot;
+pub mod source;

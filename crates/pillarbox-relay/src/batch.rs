@@ -1,0 +1,233 @@
+//! A batch: the sealed piece of a window that is delivered as one, and the builder that fills it.
+//!
+//! Pure. The spine gives every row that `source` reads to a [`Builder`], which asks the sink's
+//! [`Encoder`](crate::sink::Encoder) to encode it and decides when the batch is full.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::sink::{Encoder, Pushed, RowError};
+use crate::snapshot::{Cut, Span};
+
+/// Number of bits that a batch number takes in the sink's column `batch`; the origin lies above.
+pub const NUMBER_BITS: u32 = 40;
+
+/// Why a batch exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Number 0: where a sink starts; holds no rows.
+    Genesis,
+    /// A piece of a window.
+    Window,
+    /// A part of a batch that was split.
+    Child,
+    /// Events delivered again on request.
+    Replay,
+    /// Events delivered again because the sink had lost them.
+    Repair,
+}
+
+impl Kind {
+    /// The word in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Genesis => "genesis",
+            Self::Window => "window",
+            Self::Child => "child",
+            Self::Replay => "replay",
+            Self::Repair => "repair",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One line of a batch's block map: what goes into one partition of the destination in one insert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// Value of the destination's partition expression, as text; empty when it has none.
+    pub partition: String,
+    /// Number of rows.
+    pub rows: u64,
+    /// Sum modulo 2⁶⁴ of the row hashes.
+    #[serde(with = "hex_digest")]
+    pub digest: u64,
+}
+
+/// A batch as the ledger holds it. Sealed before its first byte is sent; it never changes (INV-3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Position in the sink's ledger, from 0 (genesis).
+    pub number: i64,
+    /// Random identity; the tokens are made from it.
+    pub batch_id: Uuid,
+    /// Random bits of the sink's registration, unique among sources, streams and lives of a database.
+    pub origin: u32,
+    /// Why the batch exists.
+    pub kind: Kind,
+    /// Which events it holds.
+    pub span: Span,
+    /// Number of events.
+    pub rows: u64,
+    /// Bytes of the events as read from the outbox.
+    pub bytes: u64,
+    /// Sum modulo 2⁶⁴ of the row hashes of all blocks.
+    pub digest: u64,
+    /// The block map; a block's ordinal is its index.
+    pub blocks: Vec<Block>,
+    /// When the batch was sealed, by PostgreSQL's clock; set by `seal`.
+    pub sealed_at: SystemTime,
+}
+
+impl Batch {
+    /// The deduplication token of block `ordinal`: identity, never content.
+    pub fn token(&self, ordinal: usize) -> String {
+        format!("{}/{ordinal}", self.batch_id)
+    }
+
+    /// The value of the sink's column `batch`.
+    pub fn sink_value(&self) -> u64 {
+        sink_value(self.origin, self.number)
+    }
+}
+
+/// The value of the sink's column `batch` for batch `number` of a registration.
+pub fn sink_value(origin: u32, number: i64) -> u64 {
+    (u64::from(origin) << NUMBER_BITS) | number.cast_unsigned()
+}
+
+/// One event as read from the outbox.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Its place in the order of events.
+    pub at: Cut,
+    /// The columns of the plan, in PostgreSQL's binary format.
+    pub fields: &'a [Option<&'a [u8]>],
+}
+
+/// What closes a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Rows at most.
+    pub rows_max: u64,
+    /// Bytes at most, but at least one row.
+    pub bytes_max: u64,
+}
+
+/// An encoded block, ready to be sent as it is.
+#[derive(Clone, Debug)]
+pub struct EncodedBlock {
+    /// Its line of the block map.
+    pub block: Block,
+    /// The bytes of the insert, to be sent one after the other.
+    pub body: Vec<Bytes>,
+}
+
+/// What a builder made of the rows it took.
+#[derive(Debug)]
+pub struct Draft {
+    /// Number of rows.
+    pub rows: u64,
+    /// Bytes of the rows as read.
+    pub bytes: u64,
+    /// Place of the last row.
+    pub last: Option<Cut>,
+    /// The blocks, in the order of their ordinals.
+    pub blocks: Vec<EncodedBlock>,
+}
+
+impl Draft {
+    /// The block map.
+    pub fn block_map(&self) -> Vec<Block> {
+        self.blocks
+            .iter()
+            .map(|encoded| encoded.block.clone())
+            .collect()
+    }
+
+    /// Digest of the whole batch.
+    pub fn digest(&self) -> u64 {
+        self.blocks
+            .iter()
+            .fold(0, |sum, encoded| sum.wrapping_add(encoded.block.digest))
+    }
+}
+
+/// Collects rows into a batch until a limit is reached.
+#[derive(Debug)]
+pub struct Builder<E> {
+    encoder: E,
+    limits: Limits,
+    rows: u64,
+    bytes: u64,
+    last: Option<Cut>,
+}
+
+impl<E: Encoder> Builder<E> {
+    /// An empty batch.
+    pub fn new(encoder: E, limits: Limits) -> Self {
+        Self {
+            encoder,
+            limits,
+            rows: 0,
+            bytes: 0,
+            last: None,
+        }
+    }
+
+    /// Takes a row, or says that it belongs into the next batch.
+    ///
+    /// # Errors
+    /// When the sink cannot represent the row.
+    pub fn push(&mut self, row: &Row<'_>) -> Result<Pushed, RowError> {
+        let bytes: u64 = row
+            .fields
+            .iter()
+            .flatten()
+            .map(|field| field.len() as u64)
+            .sum();
+        let fits = self.rows < self.limits.rows_max && self.bytes + bytes <= self.limits.bytes_max;
+        if self.rows > 0 && !fits {
+            return Ok(Pushed::NoRoom);
+        }
+        let pushed = self.encoder.push(row)?;
+        if pushed == Pushed::Taken {
+            self.rows += 1;
+            self.bytes += bytes;
+            self.last = Some(row.at);
+        }
+        Ok(pushed)
+    }
+
+    /// Closes the batch.
+    pub fn finish(self) -> Draft {
+        Draft {
+            rows: self.rows,
+            bytes: self.bytes,
+            last: self.last,
+            blocks: self.encoder.finish(),
+        }
+    }
+}
+
+/// Digests are written as sixteen hexadecimal digits: JSON numbers lose bits above 2⁵³.
+mod hex_digest {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(digest: &u64, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{digest:016x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(from)?;
+        u64::from_str_radix(&text, 16).map_err(D::Error::custom)
+    }
+}

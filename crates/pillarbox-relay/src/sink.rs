@@ -1,0 +1,222 @@
+//! A sink: a destination of events, as the spine sees it.
+//!
+//! Protocol: `prepare` checks the destination and returns a plan; the plan's encoder turns the rows of
+//! a batch into blocks; each block is given to `deliver` until it is delivered. What `deliver` answers
+//! is one of four results and never two of them: *unknown* is answered only by `resolve`.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::batch::{Batch, EncodedBlock, Row};
+
+/// A destination of events. Dropping a future of it is safe: an insert cut short is *unknown*.
+pub trait Sink: Send + Sync + 'static {
+    /// What `prepare` found out.
+    type Plan: Plan;
+
+    /// Connects, checks every precondition, and plans how outbox columns become sink columns.
+    ///
+    /// # Errors
+    /// A [`Trouble`] whose reaction tells an unreachable destination from one that needs mending.
+    fn prepare(
+        &self,
+        outbox: &[OutboxColumn],
+    ) -> impl Future<Output = Result<Self::Plan, Trouble>> + Send;
+
+    /// Sends one block as one insert and says what became of it. `attempt` counts from 1.
+    fn deliver(
+        &self,
+        plan: &Self::Plan,
+        insert: &Insert<'_>,
+        attempt: u32,
+    ) -> impl Future<Output = Delivery> + Send;
+
+    /// Decides about a block whose insert may or may not have been applied.
+    ///
+    /// # Errors
+    /// When the destination could not be asked; the spine asks again later.
+    fn resolve(
+        &self,
+        plan: &Self::Plan,
+        insert: &Insert<'_>,
+        doubt: Doubt,
+    ) -> impl Future<Output = Result<Resolution, Trouble>> + Send;
+
+    /// The highest batch number of `origin` that the destination holds, or `None` when it holds none.
+    ///
+    /// # Errors
+    /// When the destination cannot tell, because it does not keep the column `batch` or is not there.
+    fn highest_number(
+        &self,
+        plan: &Self::Plan,
+        origin: u32,
+    ) -> impl Future<Output = Result<Option<i64>, Trouble>> + Send;
+}
+
+/// How outbox columns become sink columns, and what the destination can promise.
+pub trait Plan: Clone + fmt::Debug + Send + Sync + 'static {
+    /// Encodes one batch.
+    type Encoder: Encoder;
+
+    /// The outbox columns to read, in the order in which the encoder expects them.
+    fn columns(&self) -> &[String];
+
+    /// An encoder for the batch whose column `batch` is `sink_value`.
+    fn encoder(&self, sink_value: u64) -> Self::Encoder;
+
+    /// How the destination keeps a batch from being written twice.
+    fn guarantee(&self) -> Guarantee;
+}
+
+/// Turns rows into blocks, one for each partition of the destination. Pure.
+pub trait Encoder: fmt::Debug + Send {
+    /// Encodes a row, or says that it would open a block too many.
+    ///
+    /// # Errors
+    /// When the destination cannot represent the row; the encoder is unchanged then.
+    fn push(&mut self, row: &Row<'_>) -> Result<Pushed, RowError>;
+
+    /// The blocks, ordered by first appearance of their partition.
+    fn finish(self) -> Vec<EncodedBlock>;
+}
+
+/// What became of a row given to a builder or an encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// It is in the batch.
+    Taken,
+    /// The batch is full; the row is not in it.
+    NoRoom,
+}
+
+/// A row that the destination cannot represent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("column {column} of event (tx {tx}, id {id}) cannot be written: {reason}")]
+pub struct RowError {
+    /// Transaction of the event.
+    pub tx: u64,
+    /// Identity of the event.
+    pub id: i64,
+    /// The column.
+    pub column: String,
+    /// What is wrong with its value, without the value.
+    pub reason: String,
+}
+
+/// A column of the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboxColumn {
+    /// Its name.
+    pub name: String,
+    /// Object identifier of its type in PostgreSQL.
+    pub type_oid: u32,
+    /// Name of its type, for messages.
+    pub type_name: String,
+    /// Whether it is declared not null.
+    pub not_null: bool,
+}
+
+/// One block of a sealed batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Insert<'a> {
+    /// The batch.
+    pub batch: &'a Batch,
+    /// Index of the block in its map.
+    pub ordinal: usize,
+    /// The encoded bytes.
+    pub body: &'a [Bytes],
+}
+
+impl Insert<'_> {
+    /// The block's deduplication token.
+    pub fn token(&self) -> String {
+        self.batch.token(self.ordinal)
+    }
+}
+
+/// How a destination keeps a batch from being written twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guarantee {
+    /// It remembers tokens.
+    Token,
+    /// An unknown delivery is looked up by the column `batch` before it is sent again.
+    Lookup,
+    /// It cannot; the configuration accepts that events may arrive twice.
+    AtLeastOnce,
+}
+
+impl Guarantee {
+    /// The word in configuration, status and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Lookup => "lookup",
+            Self::AtLeastOnce => "at-least-once",
+        }
+    }
+}
+
+/// What became of an insert.
+#[derive(Clone, Debug)]
+pub enum Delivery {
+    /// The rows are in the destination, exactly once; names the server that said so.
+    Delivered(String),
+    /// Nothing was written.
+    Retry(Trouble),
+    /// The rows are bad and nothing was written.
+    Rejected(Trouble),
+    /// Nobody knows whether the rows were written.
+    Unknown(Trouble),
+}
+
+/// What went wrong at a destination, and what to do about it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Trouble {
+    /// The server's error code, where it gave one.
+    pub code: Option<u32>,
+    /// What happened, in full, with the remedy where one is known. Never holds a payload.
+    pub reason: String,
+    /// What the spine does next.
+    pub reaction: Reaction,
+    /// What caused it.
+    #[source]
+    pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What the spine does about a [`Trouble`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reaction {
+    /// Try again after a backoff.
+    Backoff,
+    /// The destination is overloaded: try again after a longer backoff.
+    Slower,
+    /// The plan may be out of date: prepare again once, then stop.
+    Replan,
+    /// Somebody has to mend something: stop the sink with the reason.
+    Stop,
+}
+
+/// What is known about an attempt whose outcome is unknown.
+#[derive(Clone, Copy, Debug)]
+pub struct Doubt {
+    /// Time since the batch was sealed, by PostgreSQL's clock.
+    pub age: Duration,
+    /// Blocks that this sink was sent after this batch was sealed.
+    pub blocks_since: u64,
+}
+
+/// What to do about a block whose insert may have been applied.
+#[derive(Clone, Debug)]
+pub enum Resolution {
+    /// Send it again with the same token: it is certain to be written once.
+    Resend,
+    /// It is there, whole; names the server that said so.
+    Delivered(String),
+    /// Nobody can tell: stop the sink with the reason.
+    Undecidable(Trouble),
+}
