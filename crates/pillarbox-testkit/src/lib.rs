@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What the tests, the demo and the benchmarks stand on: real servers, started for one process.
+
+pub mod servers;

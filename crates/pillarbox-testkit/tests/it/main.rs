@@ -1,0 +1,3 @@
+//! The integration tests of the testkit, in one binary.
+
+mod servers;
