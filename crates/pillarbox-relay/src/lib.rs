@@ -6,6 +6,8 @@
 pub mod backoff;
 pub mod batch;
 pub mod clock;
+pub mod postgres;
+pub mod schema;
 pub mod sink;
 pub mod snapshot;
 pub mod source;

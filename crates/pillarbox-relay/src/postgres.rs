@@ -1,0 +1,331 @@
+//! Connections to PostgreSQL: how every session of ours is opened, and what a server must be.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::poll_fn;
+use rustls::RootCertStore;
+use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Connection, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Oldest server whose `pg_current_xact_id`, `xid8` and `pg_snapshot` are as the schema needs them.
+const SERVER_VERSION_MIN: i32 = 140_000;
+
+/// How long opening a session may take: a server that is up answers within milliseconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What each session starts with. The outbox has no statistics on purpose, so the planner must be
+/// kept from sorts, hash joins and sequential scans; the time limits of a DBA's role settings are
+/// meant for applications and would cut a COPY of a long backlog.
+const SESSION_SETTINGS: &str = "
+    set default_transaction_isolation = 'read committed';
+    set default_transaction_read_only = off;
+    set synchronous_commit = on;
+    set enable_seqscan = off;
+    set enable_bitmapscan = off;
+    set enable_hashjoin = off;
+    set enable_mergejoin = off;
+    set enable_sort = off;
+    set enable_incremental_sort = off;
+    set max_parallel_workers_per_gather = 0;
+    set jit = off;
+    set plan_cache_mode = force_generic_plan;
+    set statement_timeout = 0;
+    set lock_timeout = 0;
+    set idle_in_transaction_session_timeout = 0;
+    set search_path = pg_catalog;
+    set timezone = 'UTC';
+    set datestyle = 'ISO';
+    set intervalstyle = 'postgres';
+    set extra_float_digits = 1;
+    set bytea_output = 'hex';
+    set client_min_messages = 'warning';
+";
+
+/// Why a server could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The URL cannot be read.
+    #[error(
+        "the postgresql url cannot be read; write postgresql://user:password@host:5432/database"
+    )]
+    Url(#[source] tokio_postgres::Error),
+    /// The server could not be reached; it may be starting.
+    #[error("postgresql at {target} does not answer; is it running, and is the address right?")]
+    Unreachable {
+        /// Host and port, without user and password.
+        target: String,
+        /// What happened.
+        #[source]
+        source: Option<tokio_postgres::Error>,
+    },
+    /// The server refuses this user, password or database.
+    #[error("postgresql at {target} refuses the connection: {reason}")]
+    Refused {
+        /// Host and port, without user and password.
+        target: String,
+        /// The server's words.
+        reason: String,
+    },
+    /// The server is not one that Pillarbox can work with.
+    #[error("{0}")]
+    Unsuitable(String),
+}
+
+/// A session, which ends when this is dropped.
+pub struct Session {
+    client: Client,
+    driver: JoinHandle<()>,
+    warning: Arc<Mutex<Option<String>>>,
+    cancel: Canceller,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("closed", &self.client.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Session {
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The client, for transactions.
+    pub fn client_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// The last warning that the server sent since the last call.
+    pub fn take_warning(&self) -> Option<String> {
+        self.warning
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// What cancels the statement that the session is running.
+    pub fn canceller(&self) -> &Canceller {
+        &self.cancel
+    }
+}
+
+/// Cancels a running statement from another connection.
+#[derive(Clone)]
+pub struct Canceller {
+    token: CancelToken,
+    tls: Option<MakeRustlsConnect>,
+}
+
+impl fmt::Debug for Canceller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Canceller")
+    }
+}
+
+impl Canceller {
+    /// Asks the server to cancel; the statement may still end by itself.
+    ///
+    /// # Errors
+    /// When the server cannot be reached.
+    pub async fn cancel(&self) -> Result<(), tokio_postgres::Error> {
+        match &self.tls {
+            Some(tls) => self.token.cancel_query(tls.clone()).await,
+            None => self.token.cancel_query(NoTls).await,
+        }
+    }
+}
+
+/// Reads a URL.
+///
+/// # Errors
+/// When it is not a PostgreSQL URL.
+pub fn parse_url(url: &str) -> Result<Config, ConnectError> {
+    url.parse::<Config>().map_err(ConnectError::Url)
+}
+
+/// Opens a session under `application_name`, with the settings that every session of ours has.
+///
+/// # Errors
+/// When the server cannot be reached or refuses.
+pub async fn connect(config: &Config, application_name: &str) -> Result<Session, ConnectError> {
+    let target = target(config);
+    let mut config = config.clone();
+    config
+        .application_name(application_name)
+        .connect_timeout(CONNECT_TIMEOUT);
+    config
+        .keepalives_idle(Duration::from_secs(10))
+        .keepalives_interval(Duration::from_secs(5));
+    let tls = match config.get_ssl_mode() {
+        SslMode::Disable => None,
+        _ => Some(MakeRustlsConnect::new(tls_config()?)),
+    };
+    let opening = async {
+        let session = match tls {
+            None => {
+                let (client, connection) = config.connect(NoTls).await?;
+                drive(client, connection, None)
+            }
+            Some(tls) => {
+                let (client, connection) = config.connect(tls.clone()).await?;
+                drive(client, connection, Some(tls))
+            }
+        };
+        session.client.batch_execute(SESSION_SETTINGS).await?;
+        Ok(session)
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
+        Ok(Ok(session)) => Ok(session),
+        Ok(Err(error)) => Err(refusal(target, error)),
+        Err(_) => Err(ConnectError::Unreachable {
+            target,
+            source: None,
+        }),
+    }
+}
+
+/// Refuses a server that Pillarbox cannot work with.
+///
+/// # Errors
+/// [`ConnectError::Unsuitable`] with the remedy.
+pub async fn check_server(client: &Client) -> Result<(), ConnectError> {
+    const FACTS: &str = include_str!("postgres/server.sql");
+    let row = client
+        .query_one(FACTS, &[])
+        .await
+        .map_err(|error| ConnectError::Unreachable {
+            target: "the session".to_owned(),
+            source: Some(error),
+        })?;
+    let (number, version): (i32, String) = (row.get(0), row.get(1));
+    let (encoding, in_recovery): (String, bool) = (row.get(2), row.get(3));
+    if number < SERVER_VERSION_MIN {
+        return Err(ConnectError::Unsuitable(format!(
+            "postgresql {version} is too old: version 14 or later is needed"
+        )));
+    }
+    if encoding != "UTF8" {
+        return Err(ConnectError::Unsuitable(format!(
+            "the database's encoding is {encoding}, but event_context must be UTF8: \
+             create the database with ENCODING 'UTF8'"
+        )));
+    }
+    if in_recovery {
+        return Err(ConnectError::Unsuitable(
+            "this server is a standby (in recovery): connect to the primary, \
+             for example with target_session_attrs=read-write and both hosts in the url"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn drive<S, T>(
+    client: Client,
+    mut connection: Connection<S, T>,
+    tls: Option<MakeRustlsConnect>,
+) -> Session
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let warning = Arc::new(Mutex::new(None));
+    let noted = Arc::clone(&warning);
+    let cancel = Canceller {
+        token: client.cancel_token(),
+        tls,
+    };
+    let driver = tokio::spawn(async move {
+        while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+            match message {
+                Ok(AsyncMessage::Notice(notice)) => {
+                    tracing::warn!(notice = %notice, "postgresql warns");
+                    *noted.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(notice.message().to_owned());
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "connection to postgresql ended");
+                    return;
+                }
+            }
+        }
+    });
+    Session {
+        client,
+        driver,
+        warning,
+        cancel,
+    }
+}
+
+fn tls_config() -> Result<rustls::ClientConfig, ConnectError> {
+    let mut roots = RootCertStore::empty();
+    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| ConnectError::Unsuitable(format!("tls cannot be set up: {error}")))?;
+    Ok(versions.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn refusal(target: String, error: tokio_postgres::Error) -> ConnectError {
+    let Some(answer) = error.as_db_error() else {
+        return ConnectError::Unreachable {
+            target,
+            source: Some(error),
+        };
+    };
+    let starting = [
+        SqlState::CANNOT_CONNECT_NOW,
+        SqlState::ADMIN_SHUTDOWN,
+        SqlState::CRASH_SHUTDOWN,
+        SqlState::TOO_MANY_CONNECTIONS,
+    ];
+    if starting.contains(answer.code()) {
+        return ConnectError::Unreachable {
+            target,
+            source: Some(error),
+        };
+    }
+    ConnectError::Refused {
+        target,
+        reason: answer.message().to_owned(),
+    }
+}
+
+fn target(config: &Config) -> String {
+    use tokio_postgres::config::Host;
+    let ports = config.get_ports();
+    let hosts = config
+        .get_hosts()
+        .iter()
+        .enumerate()
+        .map(|(position, host)| {
+            let port = ports
+                .get(position)
+                .or(ports.first())
+                .copied()
+                .unwrap_or(5432);
+            match host {
+                Host::Tcp(name) => format!("{name}:{port}"),
+                Host::Unix(path) => format!("{}:{port}", path.display()),
+            }
+        });
+    hosts.collect::<Vec<_>>().join(",")
+}

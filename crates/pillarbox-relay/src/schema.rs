@@ -1,0 +1,204 @@
+//! The PostgreSQL side: installs the schema `pillarbox`, and reads and changes its settings.
+
+use std::fmt::Write as _;
+
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use crate::postgres::{ConnectError, check_server};
+
+pub mod registry;
+pub mod settings;
+
+/// The version of the schema that this program installs and works with.
+pub const VERSION: i32 = 1;
+
+/// Advisory lock class of Pillarbox: 'PBOX' in ASCII. Object 0 is the ring, -1 the installation,
+/// a positive one the sink of that number.
+pub const LOCK_CLASS: i32 = 0x5042_4f58;
+
+/// Object of the lock under which the schema is installed.
+const LOCK_INSTALLATION: i32 = -1;
+
+/// Installing in several databases at once collides in catalogs that the cluster shares.
+const ATTEMPTS_MAX: u32 = 10;
+
+const FILES: [(&str, &str); 7] = [
+    ("01_roles", include_str!("schema/sql/01_roles.sql")),
+    ("02_outbox", include_str!("schema/sql/02_outbox.sql")),
+    ("03_publish", include_str!("schema/sql/03_publish.sql")),
+    ("04_ledger", include_str!("schema/sql/04_ledger.sql")),
+    ("05_position", include_str!("schema/sql/05_position.sql")),
+    ("06_registry", include_str!("schema/sql/06_registry.sql")),
+    ("07_grants", include_str!("schema/sql/07_grants.sql")),
+];
+
+/// What a migration did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Migrated {
+    /// The schema was not there, and is now.
+    Installed,
+    /// The schema was there already.
+    UpToDate,
+}
+
+/// Why the schema could not be installed, read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// The server is not one that Pillarbox can work with.
+    #[error(transparent)]
+    Server(#[from] ConnectError),
+    /// The schema is not there.
+    #[error("the schema pillarbox is not installed in this database; run: pillarbox migrate")]
+    Missing,
+    /// The schema is newer than this program.
+    #[error(
+        "the schema pillarbox has version {found}, but this program knows version {VERSION}; \
+         install a newer pillarbox"
+    )]
+    Newer {
+        /// The installed version.
+        found: i32,
+    },
+    /// The user may not do this.
+    #[error("{reason}; {remedy}")]
+    Rights {
+        /// The server's words.
+        reason: String,
+        /// What a database administrator runs.
+        remedy: String,
+    },
+    /// What was asked for cannot be.
+    #[error("{0}")]
+    Invalid(String),
+    /// A statement failed.
+    #[error("postgresql refused a statement on the schema pillarbox")]
+    Statement(#[source] tokio_postgres::Error),
+}
+
+impl From<tokio_postgres::Error> for SchemaError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let Some(answer) = error.as_db_error() else {
+            return Self::Statement(error);
+        };
+        if [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME].contains(answer.code()) {
+            return Self::Missing;
+        }
+        if *answer.code() == SqlState::INSUFFICIENT_PRIVILEGE {
+            return Self::Rights {
+                reason: answer.message().to_owned(),
+                remedy: "connect as a user that was granted the right role, \
+                         for example with: pillarbox grant USER --role relay"
+                    .to_owned(),
+            };
+        }
+        if *answer.code() == SqlState::RAISE_EXCEPTION {
+            return Self::Invalid(answer.message().to_owned());
+        }
+        Self::Statement(error)
+    }
+}
+
+/// The statements that install the schema, as one transaction to be run by `psql`.
+pub fn print() -> String {
+    let mut script = String::from("begin isolation level read committed;\n");
+    let _ = writeln!(
+        script,
+        "select pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_INSTALLATION});"
+    );
+    for (name, text) in FILES {
+        let _ = write!(script, "\n-- {name}\n{text}");
+    }
+    script.push_str("\ncommit;\n");
+    script
+}
+
+/// Installs the schema in one transaction; does nothing where it is there. Safe when run by many at
+/// once. Dropping the future rolls back.
+///
+/// # Errors
+/// When the server is unsuitable, the schema is newer, or the user lacks the rights.
+pub async fn migrate(client: &mut Client) -> Result<Migrated, SchemaError> {
+    check_server(client).await?;
+    let mut attempt = 1;
+    loop {
+        match install(client).await {
+            Err(error) if attempt < ATTEMPTS_MAX && is_collision(&error) => attempt += 1,
+            Err(error) if is_missing_right(&error) => return Err(needs_administrator(&error)),
+            Err(error) => return Err(error.into()),
+            Ok(Err(found)) => return Err(SchemaError::Newer { found }),
+            Ok(Ok(done)) => return Ok(done),
+        }
+    }
+}
+
+/// The installed version.
+///
+/// # Errors
+/// [`SchemaError::Missing`] when there is none.
+pub async fn installed_version(client: &Client) -> Result<i32, SchemaError> {
+    const FIND: &str = "select max(version) from pillarbox.schema_version";
+    let found: Option<i32> = client.query_one(FIND, &[]).await?.get(0);
+    found.ok_or(SchemaError::Missing)
+}
+
+/// Refuses a schema that this program does not know.
+///
+/// # Errors
+/// When the schema is missing or newer.
+pub async fn check_version(client: &Client) -> Result<(), SchemaError> {
+    let found = installed_version(client).await?;
+    if found > VERSION {
+        return Err(SchemaError::Newer { found });
+    }
+    Ok(())
+}
+
+async fn install(client: &mut Client) -> Result<Result<Migrated, i32>, tokio_postgres::Error> {
+    let transaction = client
+        .build_transaction()
+        .isolation_level(tokio_postgres::IsolationLevel::ReadCommitted)
+        .start()
+        .await?;
+    let lock = "select pg_catalog.pg_advisory_xact_lock($1, $2)";
+    transaction
+        .execute(lock, &[&LOCK_CLASS, &LOCK_INSTALLATION])
+        .await?;
+    let there = "select to_regclass('pillarbox.schema_version') is not null";
+    if transaction.query_one(there, &[]).await?.get(0) {
+        let version = "select max(version) from pillarbox.schema_version";
+        let found: i32 = transaction.query_one(version, &[]).await?.get(0);
+        return Ok(if found > VERSION {
+            Err(found)
+        } else {
+            Ok(Migrated::UpToDate)
+        });
+    }
+    for (_, text) in FILES {
+        transaction.batch_execute(text).await?;
+    }
+    transaction.commit().await?;
+    Ok(Ok(Migrated::Installed))
+}
+
+/// "tuple concurrently updated" has no code of its own.
+fn is_collision(error: &tokio_postgres::Error) -> bool {
+    let collisions = [SqlState::INTERNAL_ERROR, SqlState::UNIQUE_VIOLATION];
+    error.code().is_some_and(|code| collisions.contains(code))
+}
+
+fn is_missing_right(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+}
+
+fn needs_administrator(error: &tokio_postgres::Error) -> SchemaError {
+    let reason = error
+        .as_db_error()
+        .map_or_else(|| error.to_string(), |a| a.message().to_owned());
+    SchemaError::Rights {
+        reason,
+        remedy: "installing needs CREATE on the database and, once per cluster, CREATEROLE; \
+                 a database administrator can run: pillarbox migrate --print | psql"
+            .to_owned(),
+    }
+}
