@@ -6,13 +6,13 @@
 //! process of ours (kill, pause, restart) is an error. A component that is not installed is an
 //! error naming `make setup`.
 
-// mod clickhouse;
+mod clickhouse;
 mod place;
 mod postgres;
 mod process;
 mod tools;
 
-// pub use clickhouse::{ClickHouse, ClickHouseBuilder, Flavour};
+pub use clickhouse::{ClickHouse, Flavour};
 pub use postgres::{PgVersion, Postgres, PostgresBuilder};
 
 use std::future::Future;
