@@ -92,7 +92,11 @@ impl ClickHouse {
             Flavour::V26 => launch_26(&place, &port)?,
         };
         let url = format!("http://127.0.0.1:{}", port.number);
-        let own = Own { process: Process::new(launch), port, place };
+        let own = Own {
+            process: Process::new(launch),
+            port,
+            place,
+        };
         own.process.start()?;
         let server = Self {
             flavour,
@@ -109,14 +113,30 @@ impl ClickHouse {
     async fn external(flavour: Flavour, text: &str) -> Result<Self> {
         let variable = flavour.url_variable();
         let mut url = url::Url::parse(text).with_context(|| format!("the url in {variable}"))?;
-        let user = if url.username().is_empty() { "default" } else { url.username() }.to_owned();
+        let user = if url.username().is_empty() {
+            "default"
+        } else {
+            url.username()
+        }
+        .to_owned();
         let password = url.password().unwrap_or_default().to_owned();
-        if url.set_username("").and_then(|()| url.set_password(None)).is_err() {
+        if url
+            .set_username("")
+            .and_then(|()| url.set_password(None))
+            .is_err()
+        {
             bail!("{variable} is not an http url");
         }
         let http = reqwest::Client::new();
         let url = url.as_str().trim_end_matches('/').to_owned();
-        let server = Self { flavour, url, user, password, http, own: None };
+        let server = Self {
+            flavour,
+            url,
+            user,
+            password,
+            http,
+            own: None,
+        };
         server.wait_ready().await?;
         Ok(server)
     }
@@ -149,7 +169,9 @@ impl ClickHouse {
     /// `http://USER:PASSWORD@127.0.0.1:PORT`, for tools that take one URL.
     pub fn url_with_credentials(&self) -> Result<String> {
         let mut url = url::Url::parse(&self.url)?;
-        let set = url.set_username(&self.user).and_then(|()| url.set_password(Some(&self.password)));
+        let set = url
+            .set_username(&self.user)
+            .and_then(|()| url.set_password(Some(&self.password)));
         if set.is_err() {
             bail!("the url takes no user: {}", self.url);
         }
@@ -174,7 +196,10 @@ impl ClickHouse {
 
     /// The end of the server's log.
     pub fn log_tail(&self) -> String {
-        self.own.as_ref().map(|own| own.process.log_tail()).unwrap_or_default()
+        self.own
+            .as_ref()
+            .map(|own| own.process.log_tail())
+            .unwrap_or_default()
     }
 
     /// Runs one statement over plain HTTP and gives the answer's text (TabSeparated unless the
@@ -194,7 +219,10 @@ impl ClickHouse {
             .header("X-ClickHouse-Key", &self.password)
             .timeout(QUERY_DEADLINE)
             .body(sql.to_owned());
-        let answer = request.send().await.with_context(|| format!("sending {sql}"))?;
+        let answer = request
+            .send()
+            .await
+            .with_context(|| format!("sending {sql}"))?;
         let (status, text) = (answer.status(), answer.text().await?);
         if !status.is_success() {
             bail!("{sql}: http {status}: {}", text.trim_end());
@@ -242,7 +270,10 @@ impl ClickHouse {
                 own.process.check_alive()?;
             }
             let request = self.http.get(&ping).timeout(Duration::from_secs(1));
-            let answered = request.send().await.is_ok_and(|answer| answer.status().is_success());
+            let answered = request
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status().is_success());
             Ok(answered.then_some(()))
         });
         ready.await.map_err(|error| match &self.own {
@@ -273,7 +304,10 @@ fn launch_18(place: &Place, port: &Port) -> Result<Launch> {
     Ok(Launch {
         name: format!("{} on port {}", Flavour::V18.label(), port.number),
         program,
-        args: vec![format!("--config-file={}", dir.join("config.xml").display())],
+        args: vec![format!(
+            "--config-file={}",
+            dir.join("config.xml").display()
+        )],
         env: Vec::new(),
         run_as: None,
         log: dir.join("clickhouse.log"),
@@ -281,7 +315,10 @@ fn launch_18(place: &Place, port: &Port) -> Result<Launch> {
 }
 
 fn launch_26(place: &Place, port: &Port) -> Result<Launch> {
-    let python = installed("chdb-core (clickhouse 26.9)", tools_dir().join("venv/bin/python"))?;
+    let python = installed(
+        "chdb-core (clickhouse 26.9)",
+        tools_dir().join("venv/bin/python"),
+    )?;
     let dir = place.path();
     let front = dir.join("chdb_front.py");
     fs::write(&front, FRONT)?;
@@ -313,7 +350,7 @@ fn config_xml(dir: &Path, port: u16) -> String {
   <logger><level>information</level><console>1</console></logger>
   <listen_host>127.0.0.1</listen_host>
   <http_port>{port}</http_port>
-  <keep_alive_timeout>10</keep_alive_timeout>
+  <keep_alive_timeout>3</keep_alive_timeout>
   <path>{dir}/data/</path>
   <tmp_path>{dir}/data/tmp/</tmp_path>
   <user_files_path>{dir}/data/user_files/</user_files_path>

@@ -1,3 +1,4 @@
 //! The integration tests of the testkit, in one binary.
 
+mod clickhouse_servers;
 mod servers;
