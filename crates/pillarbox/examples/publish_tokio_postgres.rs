@@ -16,7 +16,7 @@ struct UserCreated<'a> {
 }
 
 impl Event for UserCreated<'_> {
-    const TYPE: &str = "user_created";
+    const TYPE: &'static str = "user_created";
 }
 
 #[tokio::main]

@@ -21,6 +21,8 @@ use crate::Error;
 ///
 /// impl pillarbox::Event for UserCreated { const TYPE: &str = "user_created"; }
 /// ```
+///
+/// For a type with a lifetime the compiler wants `const TYPE: &'static str`.
 pub trait Event: Serialize {
     /// The event type, 1 to 255 characters. It is what readers filter on: do not change it with the
     /// name of the Rust type.

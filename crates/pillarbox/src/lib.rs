@@ -8,13 +8,13 @@
 //! ```no_run
 //! # #[cfg(feature = "tokio-postgres")] mod example {
 //! #[derive(serde::Serialize)]
-//! struct UserCreated<'a> { email: &'a str }
-//! impl pillarbox::Event for UserCreated<'_> { const TYPE: &str = "user_created"; }
+//! struct UserCreated { email: String }
+//! impl pillarbox::Event for UserCreated { const TYPE: &str = "user_created"; }
 //!
-//! # async fn create(client: &mut tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn create(client: &mut tokio_postgres::Client, email: String) -> Result<(), Box<dyn std::error::Error>> {
 //! let mut tx = client.transaction().await?;
-//! tx.execute("insert into users (email) values ($1)", &[&"ada@example.org"]).await?;
-//! let event_id = pillarbox::publish(&mut tx, &UserCreated { email: "ada@example.org" }).await?;
+//! tx.execute("insert into users (email) values ($1)", &[&email]).await?;
+//! let event_id = pillarbox::publish(&mut tx, &UserCreated { email }).await?;
 //! tx.commit().await?;
 //! # println!("{event_id}"); Ok(())
 //! # }
