@@ -1,0 +1,13 @@
+//! The sample application: creates users, and publishes `user_created` in the same transaction.
+//!
+//! `users` is the use case, `http` its surface, `config` the environment, `server` start and stop.
+
+#![warn(missing_docs)]
+
+mod config;
+mod http;
+mod server;
+mod users;
+
+pub use config::{Config, LogFormat};
+pub use server::Server;
