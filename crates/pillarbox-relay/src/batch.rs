@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::sink::{Encoder, Pushed, RowError};
 use crate::snapshot::{Cut, Span};
+use crate::source::Rows;
 
 /// Number of bits that a batch number takes in the sink's column `batch`; the origin lies above.
 pub const NUMBER_BITS: u32 = 40;
@@ -138,8 +139,8 @@ pub struct Draft {
     pub rows: u64,
     /// Bytes of the rows as read.
     pub bytes: u64,
-    /// Place of the last row.
-    pub last: Option<Cut>,
+    /// Where the batch cuts its span, because a row that follows had no room.
+    pub cut: Option<Cut>,
     /// The blocks, in the order of their ordinals.
     pub blocks: Vec<EncodedBlock>,
 }
@@ -169,6 +170,32 @@ pub struct Builder<E> {
     rows: u64,
     bytes: u64,
     last: Option<Cut>,
+    is_full: bool,
+}
+
+impl<E: Encoder> Rows for Builder<E> {
+    fn push(&mut self, row: &Row<'_>) -> Result<Pushed, RowError> {
+        let bytes: u64 = row
+            .fields
+            .iter()
+            .flatten()
+            .map(|field| field.len() as u64)
+            .sum();
+        let fits = self.rows < self.limits.rows_max && self.bytes + bytes <= self.limits.bytes_max;
+        if self.rows > 0 && !fits {
+            self.is_full = true;
+            return Ok(Pushed::NoRoom);
+        }
+        let pushed = self.encoder.push(row)?;
+        if pushed == Pushed::Taken {
+            self.rows += 1;
+            self.bytes += bytes;
+            self.last = Some(row.at);
+        } else {
+            self.is_full = true;
+        }
+        Ok(pushed)
+    }
 }
 
 impl<E: Encoder> Builder<E> {
@@ -180,31 +207,8 @@ impl<E: Encoder> Builder<E> {
             rows: 0,
             bytes: 0,
             last: None,
+            is_full: false,
         }
-    }
-
-    /// Takes a row, or says that it belongs into the next batch.
-    ///
-    /// # Errors
-    /// When the sink cannot represent the row.
-    pub fn push(&mut self, row: &Row<'_>) -> Result<Pushed, RowError> {
-        let bytes: u64 = row
-            .fields
-            .iter()
-            .flatten()
-            .map(|field| field.len() as u64)
-            .sum();
-        let fits = self.rows < self.limits.rows_max && self.bytes + bytes <= self.limits.bytes_max;
-        if self.rows > 0 && !fits {
-            return Ok(Pushed::NoRoom);
-        }
-        let pushed = self.encoder.push(row)?;
-        if pushed == Pushed::Taken {
-            self.rows += 1;
-            self.bytes += bytes;
-            self.last = Some(row.at);
-        }
-        Ok(pushed)
     }
 
     /// Closes the batch.
@@ -212,7 +216,7 @@ impl<E: Encoder> Builder<E> {
         Draft {
             rows: self.rows,
             bytes: self.bytes,
-            last: self.last,
+            cut: self.last.filter(|_| self.is_full),
             blocks: self.encoder.finish(),
         }
     }

@@ -6,7 +6,10 @@
 pub mod backoff;
 pub mod batch;
 pub mod clock;
+pub mod config;
+pub mod failpoint;
 pub mod postgres;
+pub mod relay;
 pub mod schema;
 pub mod sink;
 pub mod snapshot;

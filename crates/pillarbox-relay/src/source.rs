@@ -5,6 +5,8 @@
 //! and `confirm`. A session that returned [`SourceError::Lost`] is dropped, with every snapshot and
 //! row it gave: the ledger alone says where sealing stands.
 
+pub mod postgres;
+
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -18,11 +20,24 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
     /// A tenure as the sink's one active relay.
     type Session: Session;
 
-    /// Becomes the sink's one active relay, or waits as its stand-by. Dropping the future is safe.
+    /// Becomes the sink's one active relay. Where another one is, waits as its stand-by or returns
+    /// `None`. Dropping the future is safe.
     ///
     /// # Errors
     /// When the server is away, or refuses, or must be refused.
-    fn take_over(&self) -> impl Future<Output = Result<Self::Session, SourceError>> + Send;
+    fn take_over(
+        &self,
+        standby: Standby,
+    ) -> impl Future<Output = Result<Option<Self::Session>, SourceError>> + Send;
+}
+
+/// What to do while another relay is active.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standby {
+    /// Wait until it is gone.
+    Wait,
+    /// Leave it to the other one.
+    Leave,
 }
 
 /// A tenure as the one active relay of a sink. Methods may be called concurrently.

@@ -1,0 +1,41 @@
+//! The steps of the delivery path at which a test may end the process as `kill -9` would.
+//!
+//! Without the feature `failpoints` a step is nothing.
+
+/// Every step, in the order of the path. A test kills a relay at each of them under load.
+pub const STEPS: [&str; 15] = [
+    "took-over",
+    "probed",
+    "read",
+    "seal-inserted",
+    "sealed",
+    "before-send",
+    "block-answered",
+    "before-confirm",
+    "confirmed",
+    "ring-turned",
+    "leaf-checked",
+    "leaf-locked",
+    "leaf-checked-again",
+    "leaf-truncated",
+    "leaf-emptied",
+];
+
+/// Names a step of [`STEPS`].
+macro_rules! step {
+    ($name:literal) => {
+        #[cfg(feature = "failpoints")]
+        fail::fail_point!($name, |_| $crate::failpoint::die());
+    };
+}
+pub(crate) use step;
+
+/// Ends the process without giving it a chance to notice.
+#[cfg(feature = "failpoints")]
+pub fn die<T>() -> T {
+    let me = rustix::process::getpid();
+    loop {
+        let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
+        std::thread::park();
+    }
+}

@@ -1,0 +1,614 @@
+//! The spine: owns every branch, retry and stop decision of the delivery path.
+//!
+//! Tenure by tenure: take over, read the ledger, plan, deliver what is sealed but not confirmed, then
+//! probe → read → encode → seal → deliver → confirm. Reading and encoding of the next batch overlaps
+//! with the delivery of the last ones. Two things are always at work beside it: the beat, which shows
+//! that this relay lives, and the tending of the ring. Losing the session ends the tenure, with every
+//! snapshot and row in memory: the ledger alone says where sealing stands.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::OptionFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::batch::Limits;
+use crate::clock::Clock;
+use crate::failpoint::step;
+use crate::sink::{Delivery, Doubt, Insert, Plan as _, Reaction, Resolution, Sink, Trouble};
+use crate::source::{Outcome, Session, Source, SourceError, Standby, Standing, Switches};
+
+mod sealing;
+
+use sealing::{Prepared, Sealing};
+
+/// Bounds and intervals of a relay.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What closes a batch.
+    pub limits: Limits,
+    /// How long an event may wait for its batch to fill.
+    pub age_max: Duration,
+    /// Deliveries at once. One keeps the order of batches (INV-10).
+    pub in_flight_max: usize,
+    /// Wait between two probes while events come.
+    pub probe_min: Duration,
+    /// Wait between two probes after a long silence.
+    pub probe_max: Duration,
+    /// How often a relay shows that it lives; well below the take-over time of its stand-by.
+    pub beat_every: Duration,
+    /// How often the ring is looked after.
+    pub tend_every: Duration,
+    /// How long a stopped sink stands still before it is looked at again.
+    pub stopped_for: Duration,
+    /// How long deliveries may go on after a stop request.
+    pub grace: Duration,
+    /// How long a drain bears with a destination that does not take a batch.
+    pub drain_patience: Duration,
+    /// No progress at all for this long means that the spine is stuck: it gives up its tenure. Longer
+    /// than the longest deadline of a sink and the longest backoff together.
+    pub stuck_after: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            limits: Limits {
+                rows_max: 200_000,
+                bytes_max: 32 * 1024 * 1024,
+            },
+            age_max: Duration::from_secs(1),
+            in_flight_max: 2,
+            probe_min: Duration::from_millis(10),
+            probe_max: Duration::from_millis(250),
+            beat_every: Duration::from_secs(1),
+            tend_every: Duration::from_secs(5),
+            stopped_for: Duration::from_secs(30),
+            grace: Duration::from_secs(20),
+            drain_patience: Duration::from_secs(30),
+            stuck_after: Duration::from_secs(900),
+        }
+    }
+}
+
+/// Why a relay ended, or a tenure of it.
+#[derive(Debug, thiserror::Error)]
+pub enum Halt {
+    /// The session with the source is gone; the next tenure goes on from the ledger.
+    #[error(transparent)]
+    Source(SourceError),
+    /// Somebody has to mend something first.
+    #[error("the sink stands still: {0}")]
+    Stopped(String, #[source] Option<Trouble>),
+    /// The sink's columns may have changed: plan again.
+    #[error("the sink's table may have changed: {0}")]
+    Replan(Trouble),
+    /// The destination took nothing for longer than a drain may wait.
+    #[error("the destination does not take the events: {0}")]
+    GaveUp(Trouble),
+    /// Nothing moved for longer than any deadline.
+    #[error("the relay made no progress for {0:?}")]
+    Stuck(Duration),
+    /// Another relay is active for this sink.
+    #[error("another relay is active for this sink")]
+    NotActive,
+    /// The sink was retired.
+    #[error("the sink was retired")]
+    Retired,
+}
+
+impl From<SourceError> for Halt {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Broken(reason) => Self::Stopped(reason, None),
+            SourceError::Row(error) => Self::Stopped(error.to_string(), None),
+            lost => Self::Source(lost),
+        }
+    }
+}
+
+/// What a drain did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Batches delivered.
+    pub batches: u64,
+    /// Events delivered.
+    pub rows: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// Until told to stop.
+    Run,
+    /// Until nothing is left.
+    Drain,
+}
+
+/// Delivers the events of one source to one sink, each exactly once.
+#[derive(Debug)]
+pub struct Relay<S, K, C> {
+    source: S,
+    sink: K,
+    clock: C,
+    options: Options,
+    batches: AtomicU64,
+    rows: AtomicU64,
+    /// Blocks sent, ever: tells how far a deduplication window has moved on.
+    blocks: AtomicU64,
+    progress: Mutex<Instant>,
+}
+
+/// What one tenure works with.
+struct Tenure<'a, S, P> {
+    session: &'a S,
+    plan: P,
+    mode: Mode,
+    stop: &'a CancellationToken,
+    switches: watch::Receiver<Switches>,
+    /// One permit per delivery at once, given in the order of the batches.
+    permits: Semaphore,
+}
+
+impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
+    /// A relay that does nothing yet.
+    pub fn new(source: S, sink: K, clock: C, options: Options) -> Self {
+        let progress = Mutex::new(clock.now());
+        let (batches, rows, blocks) = Default::default();
+        Self {
+            source,
+            sink,
+            clock,
+            options,
+            batches,
+            rows,
+            blocks,
+            progress,
+        }
+    }
+
+    /// Delivers until `stop` is cancelled, or stands by while another relay does.
+    ///
+    /// A sink that stands still is reported and looked at again; the first look decides whether the
+    /// relay starts at all. Dropping the future is as safe as `kill -9`.
+    ///
+    /// # Errors
+    /// When the sink or the database refuses at the start, or the sink was retired.
+    pub async fn run(&self, stop: &CancellationToken) -> Result<(), Halt> {
+        let mut failures = 0;
+        loop {
+            let began = self.clock.now();
+            let ended = match self.tenure(Mode::Run, stop).await {
+                Ok(()) => return Ok(()),
+                Err(Halt::Source(SourceError::Refused(reason))) => {
+                    return Err(Halt::Source(SourceError::Refused(reason)));
+                }
+                Err(ended @ (Halt::Source(_) | Halt::Stuck(_))) => ended,
+                Err(other) => return Err(other),
+            };
+            failures = if began.elapsed() > Backoff::USUAL.last {
+                1
+            } else {
+                failures + 1
+            };
+            tracing::warn!(error = &ended as &dyn std::error::Error, "the tenure ended");
+            if self
+                .rest(Backoff::USUAL.wait(failures, self.clock.chance()), stop)
+                .await
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Delivers what has been committed up to now, and returns. For cron, schedulers and tests.
+    ///
+    /// # Errors
+    /// When not everything could be delivered; what is left is safe, and the next call goes on.
+    pub async fn drain(&self, stop: &CancellationToken) -> Result<Drained, Halt> {
+        let before = (
+            self.batches.load(Ordering::Relaxed),
+            self.rows.load(Ordering::Relaxed),
+        );
+        self.tenure(Mode::Drain, stop).await?;
+        Ok(Drained {
+            batches: self.batches.load(Ordering::Relaxed) - before.0,
+            rows: self.rows.load(Ordering::Relaxed) - before.1,
+        })
+    }
+
+    /// From taking over to losing the session or ending well.
+    async fn tenure(&self, mode: Mode, stop: &CancellationToken) -> Result<(), Halt> {
+        let standby = if mode == Mode::Drain {
+            Standby::Leave
+        } else {
+            Standby::Wait
+        };
+        let session = tokio::select! { biased;
+            () = stop.cancelled() => return Ok(()),
+            taken = self.source.take_over(standby) => taken?.ok_or(Halt::NotActive)?,
+        };
+        self.moved();
+        let (switch, switches) = watch::channel(session.beat().await?);
+        let ended = tokio::select! { biased;
+            ended = self.work(&session, mode, switches, stop) => ended,
+            // A beat or a ring that fails has lost the session, and so the right to deliver.
+            Err(lost) = self.beat(&session, &switch) => Err(lost),
+            Err(lost) = self.tend(&session) => Err(lost),
+        };
+        if mode == Mode::Drain && ended.is_ok() {
+            session.tend().await?;
+        }
+        ended
+    }
+
+    /// Works until the end; a sink that stands still is looked at again from the ledger on.
+    async fn work(
+        &self,
+        session: &S::Session,
+        mode: Mode,
+        switches: watch::Receiver<Switches>,
+        stop: &CancellationToken,
+    ) -> Result<(), Halt> {
+        let mut has_started = false;
+        let mut replanned_at = None;
+        loop {
+            let ended = self
+                .serve(session, mode, switches.clone(), stop, &mut has_started)
+                .await;
+            let delivered = Some(self.batches.load(Ordering::Relaxed));
+            let halt = match ended {
+                Err(Halt::Replan(_)) if replanned_at != delivered => {
+                    replanned_at = delivered;
+                    continue;
+                }
+                Err(Halt::Replan(trouble)) => Halt::Stopped(trouble.reason.clone(), Some(trouble)),
+                Err(halt @ Halt::Stopped(..)) => halt,
+                other => return other,
+            };
+            let reason = halt.to_string();
+            tracing::error!(
+                error = &halt as &dyn std::error::Error,
+                "the sink stands still"
+            );
+            session.report(Some(&reason)).await?;
+            if mode == Mode::Drain || !has_started {
+                return Err(halt);
+            }
+            if self.rest(self.options.stopped_for, stop).await {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Plans, then seals and delivers until a stop request, the end of a drain, or trouble.
+    async fn serve(
+        &self,
+        session: &S::Session,
+        mode: Mode,
+        switches: watch::Receiver<Switches>,
+        stop: &CancellationToken,
+        has_started: &mut bool,
+    ) -> Result<(), Halt> {
+        let Some(plan) = self.plan(session, mode, stop).await? else {
+            return Ok(());
+        };
+        let permits = Semaphore::new(self.options.in_flight_max);
+        let tenure = Tenure {
+            session,
+            plan,
+            mode,
+            stop,
+            switches,
+            permits,
+        };
+        let mut standing = session.standing().await?;
+        if standing.timeline_changed {
+            self.judge_timeline(&tenure, &mut standing).await?;
+        }
+        *has_started = true;
+        if standing.unfinished.is_empty() {
+            session.report(None).await?;
+        }
+        let work = self.seal_and_deliver(&tenure, Sealing::from(standing));
+        tokio::select! { biased;
+            ended = work => ended,
+            () = self.grace(stop) => {
+                tracing::warn!("stopping with deliveries in flight: the next relay settles them");
+                Ok(())
+            }
+        }
+    }
+
+    async fn seal_and_deliver(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        sealing: Sealing,
+    ) -> Result<(), Halt> {
+        let mut deliveries = FuturesUnordered::new();
+        let mut idle = Some(sealing);
+        let mut preparing = std::pin::pin!(OptionFuture::default());
+        loop {
+            // One batch is prepared ahead of those in flight: memory stays bounded, and a COPY, once
+            // begun, never waits for a sink.
+            let has_room = deliveries.len() <= self.options.in_flight_max;
+            if let Some(sealing) = idle.take_if(|_| has_room) {
+                preparing.set(Some(self.prepare(tenure, sealing)).into());
+            }
+            tokio::select! { biased;
+                // An ended delivery frees its place and its memory before anything new is taken up.
+                Some(settled) = deliveries.next() => settled?,
+                // `None` is polled only after an end, which clears the branch below.
+                Some((sealing, prepared)) = &mut preparing => {
+                    preparing.set(None.into());
+                    match prepared? {
+                        Some(prepared) => {
+                            deliveries.push(self.deliver(tenure, prepared));
+                            idle = Some(sealing);
+                        }
+                        None => {
+                            while let Some(settled) = deliveries.next().await {
+                                settled?;
+                            }
+                            return Ok(());
+                        }
+                    }
+                }
+                else => return Ok(()),
+            }
+        }
+    }
+
+    /// Delivers every block of a batch, then records the outcome.
+    async fn deliver(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        prepared: Prepared,
+    ) -> Result<(), Halt> {
+        let Ok(_permit) = tenure.permits.acquire().await else {
+            return Ok(());
+        };
+        let began = self.clock.now();
+        let batch = &prepared.batch;
+        let mut outcome = Outcome {
+            number: batch.number,
+            rows: batch.rows,
+            attempts: 0,
+            server: String::new(),
+        };
+        for (ordinal, encoded) in prepared.blocks.iter().enumerate() {
+            let insert = Insert {
+                batch,
+                ordinal,
+                body: &encoded.body,
+            };
+            let settled = self.deliver_block(tenure, &prepared, &insert, &mut outcome.attempts);
+            match settled.await? {
+                Some(server) => outcome.server = server,
+                None => return Ok(()),
+            }
+        }
+        step!("before-confirm");
+        tenure.session.confirm(&outcome).await?;
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.rows.fetch_add(batch.rows, Ordering::Relaxed);
+        tracing::info!(
+            batch = batch.number,
+            rows = batch.rows,
+            bytes = batch.bytes,
+            blocks = batch.blocks.len(),
+            attempts = outcome.attempts,
+            server = %outcome.server,
+            took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "delivered"
+        );
+        tenure.session.report(None).await?;
+        Ok(())
+    }
+
+    /// Sends a block until it is delivered; `None` when told to stop before that.
+    async fn deliver_block(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        prepared: &Prepared,
+        insert: &Insert<'_>,
+        attempts: &mut u32,
+    ) -> Result<Option<String>, Halt> {
+        let began = self.clock.now();
+        let mut is_unknown = prepared.is_unknown;
+        let mut failures = 0;
+        loop {
+            self.moved();
+            let trouble = if is_unknown {
+                let doubt = self.doubt(prepared);
+                match self.sink.resolve(&tenure.plan, insert, doubt).await {
+                    Ok(Resolution::Resend) => {
+                        is_unknown = false;
+                        continue;
+                    }
+                    Ok(Resolution::Delivered(server)) => return Ok(Some(server)),
+                    Ok(Resolution::Undecidable(trouble)) => return Err(stopped(trouble)),
+                    Err(trouble) => trouble,
+                }
+            } else {
+                // Whoever lost the lock must not send: the new holder may be looking into the sink.
+                tenure.session.beat().await?;
+                step!("before-send");
+                *attempts += 1;
+                self.blocks.fetch_add(1, Ordering::Relaxed);
+                let delivery = self.sink.deliver(&tenure.plan, insert, *attempts).await;
+                step!("block-answered");
+                match delivery {
+                    Delivery::Delivered(server) => return Ok(Some(server)),
+                    Delivery::Retry(trouble) => trouble,
+                    Delivery::Rejected(trouble) => return Err(stopped(trouble)),
+                    Delivery::Unknown(trouble) => {
+                        is_unknown = true;
+                        trouble
+                    }
+                }
+            };
+            failures += 1;
+            tracing::warn!(
+                batch = insert.batch.number, block = insert.ordinal, attempt = *attempts,
+                is_unknown, code = trouble.code, reason = %trouble.reason, "not delivered yet"
+            );
+            if self
+                .bear(tenure.mode, trouble, failures, began, tenure.stop)
+                .await?
+            {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Waits as `trouble` asks for, or gives up. Returns whether to stop.
+    async fn bear(
+        &self,
+        mode: Mode,
+        trouble: Trouble,
+        failures: u32,
+        began: Instant,
+        stop: &CancellationToken,
+    ) -> Result<bool, Halt> {
+        let backoff = match trouble.reaction {
+            Reaction::Backoff => Backoff::USUAL,
+            Reaction::Slower => Backoff::SLOWER,
+            Reaction::Replan => return Err(Halt::Replan(trouble)),
+            Reaction::Stop => return Err(stopped(trouble)),
+        };
+        if mode == Mode::Drain && self.clock.now() - began > self.options.drain_patience {
+            return Err(Halt::GaveUp(trouble));
+        }
+        Ok(self
+            .rest(backoff.wait(failures, self.clock.chance()), stop)
+            .await)
+    }
+
+    /// Asks the sink for a plan until it answers; `None` when told to stop before that.
+    async fn plan(
+        &self,
+        session: &S::Session,
+        mode: Mode,
+        stop: &CancellationToken,
+    ) -> Result<Option<K::Plan>, Halt> {
+        let began = self.clock.now();
+        let mut failures = 0;
+        loop {
+            self.moved();
+            let columns = session.outbox_columns().await?;
+            let trouble = match self.sink.prepare(&columns).await {
+                Ok(plan) => {
+                    tracing::info!(guarantee = plan.guarantee().as_str(), "the sink is ready");
+                    return Ok(Some(plan));
+                }
+                Err(trouble) if trouble.reaction == Reaction::Replan => {
+                    return Err(stopped(trouble));
+                }
+                Err(trouble) => trouble,
+            };
+            failures += 1;
+            tracing::warn!(reason = %trouble.reason, "the sink is not ready yet");
+            if self.bear(mode, trouble, failures, began, stop).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// After a failover: goes on under a new origin if the sink holds nothing that this server has
+    /// forgotten.
+    async fn judge_timeline(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        standing: &mut Standing,
+    ) -> Result<(), Halt> {
+        let highest = self
+            .sink
+            .highest_number(&tenure.plan, standing.origin)
+            .await;
+        let highest = highest.map_err(stopped)?.unwrap_or(0);
+        if highest > standing.last_number {
+            return Err(Halt::Stopped(
+                format!(
+                    "this server was promoted without the last seals: the sink holds batch \
+                     {highest}, the ledger ends with {}; the batches between them must be settled \
+                     by hand before the relay goes on",
+                    standing.last_number
+                ),
+                None,
+            ));
+        }
+        standing.origin = tenure.session.renew_origin().await?;
+        tracing::warn!(
+            origin = standing.origin,
+            "the server was promoted: going on"
+        );
+        Ok(())
+    }
+
+    /// Shows that this relay lives, and that it is not stuck.
+    async fn beat(
+        &self,
+        session: &S::Session,
+        switch: &watch::Sender<Switches>,
+    ) -> Result<(), Halt> {
+        loop {
+            self.clock.sleep(self.options.beat_every).await;
+            let switches = session.beat().await?;
+            if switches.retired {
+                return Err(Halt::Retired);
+            }
+            switch.send_replace(switches);
+            let still =
+                self.clock.now() - *self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            if still > self.options.stuck_after {
+                return Err(Halt::Stuck(still));
+            }
+        }
+    }
+
+    async fn tend(&self, session: &S::Session) -> Result<(), Halt> {
+        loop {
+            self.clock.sleep(self.options.tend_every).await;
+            session.tend().await?;
+        }
+    }
+
+    /// Waits; returns whether a stop was requested.
+    async fn rest(&self, wait: Duration, stop: &CancellationToken) -> bool {
+        tokio::select! { biased;
+            () = stop.cancelled() => true,
+            () = self.clock.sleep(wait) => false,
+        }
+    }
+
+    async fn grace(&self, stop: &CancellationToken) {
+        stop.cancelled().await;
+        self.clock.sleep(self.options.grace).await;
+    }
+
+    fn doubt(&self, prepared: &Prepared) -> Doubt {
+        Doubt {
+            age: prepared.doubt.age + (self.clock.now() - prepared.prepared_at),
+            blocks_since: prepared.doubt.blocks_since
+                + self
+                    .blocks
+                    .load(Ordering::Relaxed)
+                    .saturating_sub(prepared.blocks_before),
+        }
+    }
+
+    fn moved(&self) {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = self.clock.now();
+    }
+}
+
+fn stopped(trouble: Trouble) -> Halt {
+    Halt::Stopped(trouble.reason.clone(), Some(trouble))
+}

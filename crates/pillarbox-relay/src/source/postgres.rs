@@ -1,0 +1,489 @@
+//! The source on a real server: one session holds the sink's lock and writes the ledger, a second
+//! reads events, a third tends the ring. They are opened together and dropped together.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Mutex;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Config, IsolationLevel, Row as SqlRow, Transaction};
+use uuid::Uuid;
+
+use super::{
+    Outcome, Probe, Rows, Session as Tenure, Source, SourceError, Standby, Standing, Switches,
+    Unfinished,
+};
+use crate::batch::{Batch, Block, Kind};
+use crate::failpoint::step;
+use crate::postgres::{self, ConnectError, Session};
+use crate::schema::{self, LOCK_CLASS, SchemaError};
+use crate::sink::OutboxColumn;
+use crate::snapshot::{Cut, Position, Snapshot, Span};
+
+mod copy;
+mod read;
+mod ring;
+
+/// How long a statement on the ledger may take; longer means that the session is as good as lost.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a stand-by asks for the lock.
+const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Why a statement gave no answer in time.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {0:?}")]
+struct NoAnswer(Duration);
+
+/// One sink's outbox and ledger on a PostgreSQL server.
+#[derive(Clone, Debug)]
+pub struct PostgresSource {
+    config: Config,
+    sink: String,
+    relay: String,
+    takeover_after: Duration,
+}
+
+impl PostgresSource {
+    /// A source for the sink registered under `sink`. A relay that shows no life for
+    /// `takeover_after` is displaced.
+    pub fn new(config: Config, sink: &str, takeover_after: Duration) -> Self {
+        let instance = Uuid::new_v4().simple().to_string();
+        let relay = format!("pillarbox/{sink}/{}", &instance[..12]);
+        Self {
+            config,
+            sink: sink.to_owned(),
+            relay,
+            takeover_after,
+        }
+    }
+
+    /// The `application_name` of this relay's sessions.
+    pub fn relay(&self) -> &str {
+        &self.relay
+    }
+
+    async fn open(&self) -> Result<Session, SourceError> {
+        postgres::connect(&self.config, &self.relay)
+            .await
+            .map_err(SourceError::from)
+    }
+
+    /// Asks for the sink's lock on `control`, and waits for it if `standby` says so.
+    async fn lock(
+        &self,
+        control: &Session,
+        sink: i32,
+        standby: Standby,
+    ) -> Result<bool, SourceError> {
+        const LOCK: &str = "select pg_catalog.pg_try_advisory_lock($1, $2)";
+        let mut waiting = false;
+        loop {
+            let lock = query_one(control, LOCK, &[&LOCK_CLASS, &sink]).await?;
+            if lock.get(0) {
+                return Ok(true);
+            }
+            self.displace_frozen(control, sink).await?;
+            if standby == Standby::Leave {
+                return Ok(false);
+            }
+            if !waiting {
+                tracing::info!(sink = %self.sink, "another relay is active: standing by");
+                waiting = true;
+            }
+            tokio::time::sleep(STANDBY_INTERVAL).await;
+        }
+    }
+
+    /// Ends every session of a relay that holds the lock but shows no life.
+    async fn displace_frozen(&self, control: &Session, sink: i32) -> Result<(), SourceError> {
+        const HOLDER: &str = include_str!("postgres/sql/holder.sql");
+        const DISPLACE: &str = include_str!("postgres/sql/displace.sql");
+        let given: &[&(dyn ToSql + Sync)] = &[&LOCK_CLASS, &sink];
+        let Some(holder) = in_time(control.client().query_opt(HOLDER, given)).await? else {
+            return Ok(());
+        };
+        let (relay, silence): (String, Option<f64>) = (holder.get(0), holder.get(1));
+        let silence = Duration::try_from_secs_f64(silence.unwrap_or(0.0)).unwrap_or_default();
+        if silence < self.takeover_after || !relay.starts_with("pillarbox/") {
+            return Ok(());
+        }
+        tracing::warn!(sink = %self.sink, %relay, ?silence, "taking over from a frozen relay");
+        query_one(control, DISPLACE, &[&relay]).await?;
+        Ok(())
+    }
+}
+
+impl Source for PostgresSource {
+    type Session = PostgresSession;
+
+    async fn take_over(&self, standby: Standby) -> Result<Option<PostgresSession>, SourceError> {
+        const REGISTRATION: &str = include_str!("postgres/sql/registration.sql");
+        let control = self.open().await?;
+        postgres::check_server(control.client()).await?;
+        schema::check_version(control.client()).await?;
+        let found = in_time(control.client().query_opt(REGISTRATION, &[&self.sink])).await?;
+        let registration = found.ok_or_else(|| {
+            SourceError::Refused(format!(
+                "no sink named {0} is registered; run: pillarbox sink create {0}",
+                self.sink
+            ))
+        })?;
+        let sink: i32 = registration.get(0);
+        if registration.get(2) {
+            return Err(SourceError::Refused(format!(
+                "the sink {} was retired",
+                self.sink
+            )));
+        }
+        if !registration.get::<_, bool>(3) {
+            return Err(SourceError::Refused(format!(
+                "the database was restored into another cluster since the sink {} was registered: \
+                 its transaction ids start over, so the ledger says nothing about them",
+                self.sink
+            )));
+        }
+        if !self.lock(&control, sink, standby).await? {
+            return Ok(None);
+        }
+        let (reader, ring) = tokio::try_join!(self.open(), self.open())?;
+        step!("took-over");
+        Ok(Some(PostgresSession {
+            sink,
+            relay: self.relay.clone(),
+            control: Mutex::new(control),
+            reader: Mutex::new(reader),
+            ring: Mutex::new(ring::Ring::new(ring)),
+        }))
+    }
+}
+
+/// A tenure: the three sessions of an active relay.
+#[derive(Debug)]
+pub struct PostgresSession {
+    sink: i32,
+    relay: String,
+    control: Mutex<Session>,
+    reader: Mutex<Session>,
+    ring: Mutex<ring::Ring>,
+}
+
+impl Tenure for PostgresSession {
+    async fn standing(&self) -> Result<Standing, SourceError> {
+        const POSITION: &str = include_str!("postgres/sql/position.sql");
+        const UNFINISHED: &str = include_str!("postgres/sql/unfinished.sql");
+        let control = self.control.lock().await;
+        let row = query_one(&control, POSITION, &[&self.sink]).await?;
+        let position = Position {
+            from: snapshot(&row, 2)?,
+            to: snapshot(&row, 3)?,
+            until: cut(&row, 4)?,
+        };
+        let open = in_time(control.client().query(UNFINISHED, &[&self.sink])).await?;
+        Ok(Standing {
+            origin: origin(&row, 0)?,
+            last_number: row.get(7),
+            position,
+            unfinished: open.iter().map(unfinished).collect::<Result<_, _>>()?,
+            timeline_changed: row.get(6),
+        })
+    }
+
+    async fn outbox_columns(&self) -> Result<Vec<OutboxColumn>, SourceError> {
+        const COLUMNS: &str = include_str!("postgres/sql/outbox_columns.sql");
+        let control = self.control.lock().await;
+        let rows = in_time(control.client().query(COLUMNS, &[])).await?;
+        let column = |row: &SqlRow| OutboxColumn {
+            name: row.get(0),
+            type_oid: row.get(1),
+            type_name: row.get(2),
+            not_null: row.get(3),
+        };
+        Ok(rows.iter().map(column).collect())
+    }
+
+    async fn probe(&self, position: &Position) -> Result<Probe, SourceError> {
+        const PROBE: &str = include_str!("postgres/sql/probe.sql");
+        let control = self.control.lock().await;
+        let row = query_one(&control, PROBE, &[&position.to.to_string()]).await?;
+        step!("probed");
+        Ok(Probe {
+            snapshot: snapshot(&row, 0)?,
+            waiting: row.get::<_, Option<i64>>(1).map(micros),
+            outbox_bytes: row.get::<_, i64>(2).cast_unsigned(),
+        })
+    }
+
+    async fn read<R: Rows>(
+        &self,
+        span: &Span,
+        columns: &[String],
+        rows_max: u64,
+        into: &mut R,
+    ) -> Result<(), SourceError> {
+        let mut reader = self.reader.lock().await;
+        read::span(&mut reader, span, columns, rows_max, into).await?;
+        step!("read");
+        Ok(())
+    }
+
+    async fn seal(&self, batch: &mut Batch) -> Result<(), SourceError> {
+        let mut control = self.control.lock().await;
+        control.take_warning();
+        let sealing = async {
+            let transaction = begin(&mut control).await?;
+            let sealed_at = insert_batch(&transaction, self.sink, &self.relay, batch).await?;
+            step!("seal-inserted");
+            transaction.commit().await.map_err(lost)?;
+            Ok(sealed_at)
+        };
+        batch.sealed_at = timed(sealing).await?;
+        // A COMMIT that stops waiting for a synchronous standby succeeds with a warning: the batch
+        // may not survive a failover, so it must not be sent.
+        if let Some(warning) = control.take_warning() {
+            return Err(SourceError::Lost(
+                format!("the seal is not durable: {warning}"),
+                None,
+            ));
+        }
+        step!("sealed");
+        Ok(())
+    }
+
+    async fn confirm(&self, outcome: &Outcome) -> Result<(), SourceError> {
+        const CONFIRM: &str = include_str!("postgres/sql/confirm.sql");
+        let control = self.control.lock().await;
+        let rows = outcome.rows.cast_signed();
+        let attempts = outcome.attempts.cast_signed();
+        let given: &[&(dyn ToSql + Sync)] = &[
+            &self.sink,
+            &outcome.number,
+            &rows,
+            &attempts,
+            &outcome.server,
+        ];
+        in_time(control.client().execute(CONFIRM, given)).await?;
+        step!("confirmed");
+        Ok(())
+    }
+
+    async fn beat(&self) -> Result<Switches, SourceError> {
+        const BEAT: &str = include_str!("postgres/sql/beat.sql");
+        let control = self.control.lock().await;
+        let row = query_one(&control, BEAT, &[&self.sink]).await?;
+        Ok(Switches {
+            paused: row.get(0),
+            retired: row.get(1),
+        })
+    }
+
+    async fn tend(&self) -> Result<(), SourceError> {
+        const PRUNE: &str = include_str!("postgres/sql/prune.sql");
+        let mut ring = self.ring.lock().await;
+        ring.tend().await?;
+        if let Some(safe) = ring.prune_due(self.sink) {
+            let control = self.control.lock().await;
+            in_time(control.client().execute(PRUNE, &[&self.sink, &safe])).await?;
+        }
+        Ok(())
+    }
+
+    async fn report(&self, stopped: Option<&str>) -> Result<(), SourceError> {
+        const REPORT: &str = include_str!("postgres/sql/report.sql");
+        let control = self.control.lock().await;
+        in_time(control.client().execute(REPORT, &[&self.sink, &stopped])).await?;
+        Ok(())
+    }
+
+    async fn renew_origin(&self) -> Result<u32, SourceError> {
+        const RENEW: &str = include_str!("postgres/sql/renew_origin.sql");
+        let origin = schema::registry::random_origin();
+        let control = self.control.lock().await;
+        in_time(control.client().execute(RENEW, &[&self.sink, &origin])).await?;
+        Ok(origin.cast_unsigned())
+    }
+}
+
+async fn insert_batch(
+    transaction: &Transaction<'_>,
+    sink: i32,
+    relay: &str,
+    batch: &Batch,
+) -> Result<SystemTime, SourceError> {
+    const SEAL: &str = include_str!("postgres/sql/seal.sql");
+    let blocks = serde_json::to_string(&batch.blocks).map_err(|error| {
+        SourceError::Broken(format!("the block map cannot be written: {error}"))
+    })?;
+    let span = &batch.span;
+    let (after_tx, after_id) = halves(span.after);
+    let (until_tx, until_id) = halves(span.until);
+    let (from, to) = (span.from.to_string(), span.to.to_string());
+    let given: &[&(dyn ToSql + Sync)] = &[
+        &sink,
+        &batch.number,
+        &batch.batch_id,
+        &batch.origin.cast_signed(),
+        &batch.kind.as_str(),
+        &from,
+        &to,
+        &after_tx,
+        &after_id,
+        &until_tx,
+        &until_id,
+        &batch.rows.cast_signed(),
+        &batch.bytes.cast_signed(),
+        &batch.digest.cast_signed(),
+        &blocks,
+        &relay,
+    ];
+    match transaction.query_one(SEAL, given).await {
+        Ok(row) => Ok(row.get(0)),
+        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            Err(SourceError::Fenced(batch.number))
+        }
+        Err(error) => Err(lost(error)),
+    }
+}
+
+async fn begin(session: &mut Session) -> Result<Transaction<'_>, SourceError> {
+    let begin = session.client_mut().build_transaction();
+    begin
+        .isolation_level(IsolationLevel::ReadCommitted)
+        .start()
+        .await
+        .map_err(lost)
+}
+
+async fn query_one(
+    session: &Session,
+    statement: &str,
+    given: &[&(dyn ToSql + Sync)],
+) -> Result<SqlRow, SourceError> {
+    in_time(session.client().query_one(statement, given)).await
+}
+
+async fn in_time<T>(
+    answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, SourceError> {
+    timed(async { answer.await.map_err(lost) }).await
+}
+
+async fn timed<T>(answer: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+    match tokio::time::timeout(STATEMENT_TIMEOUT, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(SourceError::Lost(
+            "a statement on the ledger was not answered".to_owned(),
+            Some(Box::new(NoAnswer(STATEMENT_TIMEOUT))),
+        )),
+    }
+}
+
+/// Whatever goes wrong on a session ends it: what it did last is in the ledger, or it is not.
+fn lost(error: tokio_postgres::Error) -> SourceError {
+    let refused = [SqlState::INSUFFICIENT_PRIVILEGE, SqlState::UNDEFINED_TABLE];
+    match error.as_db_error() {
+        Some(answer) if refused.contains(answer.code()) => {
+            SourceError::from(SchemaError::from(error))
+        }
+        Some(answer) => SourceError::Lost(answer.message().to_owned(), Some(Box::new(error))),
+        None => SourceError::Lost("the connection broke".to_owned(), Some(Box::new(error))),
+    }
+}
+
+impl From<ConnectError> for SourceError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Unreachable { .. } => {
+                Self::Lost(error.to_string(), Some(Box::new(error)))
+            }
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
+impl From<SchemaError> for SourceError {
+    fn from(error: SchemaError) -> Self {
+        match error {
+            SchemaError::Server(error) => error.into(),
+            SchemaError::Statement(source) => {
+                Self::Lost("a statement failed".to_owned(), Some(Box::new(source)))
+            }
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
+fn unfinished(row: &SqlRow) -> Result<Unfinished, SourceError> {
+    let number: i64 = row.get(0);
+    let blocks: Vec<Block> = serde_json::from_str(row.get(13)).map_err(|error| {
+        SourceError::Broken(format!(
+            "the block map of batch {number} cannot be read: {error}"
+        ))
+    })?;
+    let batch = Batch {
+        number,
+        batch_id: row.get(1),
+        origin: origin(row, 2)?,
+        kind: kind(row.get(3))?,
+        span: Span {
+            from: snapshot(row, 4)?,
+            to: snapshot(row, 5)?,
+            after: cut(row, 6)?,
+            until: cut(row, 8)?,
+        },
+        rows: row.get::<_, i64>(10).cast_unsigned(),
+        bytes: row.get::<_, i64>(11).cast_unsigned(),
+        digest: row.get::<_, i64>(12).cast_unsigned(),
+        blocks,
+        sealed_at: row.get(14),
+    };
+    let blocks_since = row.get::<_, i64>(16).cast_unsigned();
+    Ok(Unfinished {
+        batch,
+        age: micros(row.get(15)),
+        blocks_since,
+    })
+}
+
+fn kind(word: &str) -> Result<Kind, SourceError> {
+    let kinds = [
+        Kind::Genesis,
+        Kind::Window,
+        Kind::Child,
+        Kind::Replay,
+        Kind::Repair,
+    ];
+    let found = kinds.into_iter().find(|kind| kind.as_str() == word);
+    found.ok_or_else(|| SourceError::Broken(format!("the ledger has a batch of kind {word:?}")))
+}
+
+fn origin(row: &SqlRow, column: usize) -> Result<u32, SourceError> {
+    u32::try_from(row.get::<_, i32>(column))
+        .map_err(|_| SourceError::Broken("the ledger has a negative origin".to_owned()))
+}
+
+fn snapshot(row: &SqlRow, column: usize) -> Result<Snapshot, SourceError> {
+    let text: &str = row.get(column);
+    text.parse()
+        .map_err(|error| SourceError::Broken(format!("the ledger is damaged: {error}")))
+}
+
+/// A cut in two columns, the transaction as text.
+fn cut(row: &SqlRow, column: usize) -> Result<Option<Cut>, SourceError> {
+    let (tx, id): (Option<&str>, Option<i64>) = (row.get(column), row.get(column + 1));
+    let Some((tx, id)) = tx.zip(id) else {
+        return Ok(None);
+    };
+    let tx = tx
+        .parse()
+        .map_err(|_| SourceError::Broken(format!("the ledger has the transaction id {tx:?}")))?;
+    Ok(Some(Cut { tx, id }))
+}
+
+fn halves(cut: Option<Cut>) -> (Option<String>, Option<i64>) {
+    (cut.map(|cut| cut.tx.to_string()), cut.map(|cut| cut.id))
+}
+
+fn micros(count: i64) -> Duration {
+    Duration::from_micros(u64::try_from(count).unwrap_or(0))
+}

@@ -1,0 +1,1 @@
+update pillarbox.sink set origin = $2 where sink = $1
