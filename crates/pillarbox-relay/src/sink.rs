@@ -4,6 +4,8 @@
 //! a batch into blocks; each block is given to `deliver` until it is delivered. What `deliver` answers
 //! is one of four results and never two of them: *unknown* is answered only by `resolve`.
 
+pub mod clickhouse;
+
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;

@@ -1,0 +1,344 @@
+//! HTTP to ClickHouse: one statement or one insert at a time, on the first replica that takes it.
+//!
+//! The official crate sends our bytes too, but it hides the status, the server's name and how much of
+//! a body had left, and its insert runs on in a task of its own when its future is dropped. *Unknown*
+//! hangs on exactly that, so the request is made here, on `hyper`. Dropping a future closes the
+//! connection.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::header::{HeaderMap, HeaderValue};
+use hyper::{Method, Request};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as HyperClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use secrecy::{ExposeSecret as _, SecretString};
+use url::Url;
+
+use super::answer::{Answer, Cause, Fault};
+use super::code;
+use super::config::{ClickHouseConfig, Compression, without_secrets};
+use super::payload::{Meter, Payload, Sent};
+
+/// Connections without work close before the server's own limit of 3 s does it under our hands.
+const IDLE_MAX: Duration = Duration::from_secs(2);
+/// A result larger than this is a mistake of ours.
+const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Speaks HTTP with the replicas of one table.
+#[derive(Debug)]
+pub(super) struct Client {
+    http: HyperClient<HttpsConnector<HttpConnector>, Payload>,
+    endpoints: Vec<Endpoint>,
+    /// The replica that answered last.
+    preferred: AtomicUsize,
+    user: String,
+    password: SecretString,
+    compression: Compression,
+    insert_timeout: Duration,
+    query_timeout: Duration,
+}
+
+/// One replica.
+#[derive(Clone, Debug)]
+struct Endpoint {
+    url: Url,
+    name: String,
+}
+
+/// A success.
+#[derive(Debug)]
+pub(super) struct Success {
+    /// The server, by the name it gives itself or by its address.
+    pub(super) server: String,
+    pub(super) body: Bytes,
+}
+
+impl Client {
+    /// # Errors
+    /// When an address is not one, or TLS cannot be set up.
+    pub(super) fn new(config: &ClickHouseConfig) -> Result<Self, String> {
+        if config.urls.is_empty() {
+            return Err(
+                "the clickhouse sink has no url; set CLICKHOUSE_URL or sink.urls".to_owned(),
+            );
+        }
+        let mut user = config.user.clone();
+        let mut password = config.password.clone();
+        let mut endpoints = Vec::new();
+        for text in &config.urls {
+            let name = without_secrets(text);
+            let mut url =
+                Url::parse(text).map_err(|error| format!("clickhouse url {name}: {error}"))?;
+            if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+                return Err(format!(
+                    "clickhouse url {name} is not an http or https address"
+                ));
+            }
+            if !url.username().is_empty() {
+                user = decoded(url.username());
+                password = SecretString::from(decoded(url.password().unwrap_or_default()));
+            }
+            // Neither can fail on an address with a host.
+            let _ = url.set_username("");
+            let _ = url.set_password(None);
+            url.set_path("/");
+            url.set_query(None);
+            endpoints.push(Endpoint { url, name });
+        }
+        Ok(Self {
+            http: http_client(config.connect_timeout)?,
+            endpoints,
+            preferred: AtomicUsize::new(0),
+            user,
+            password,
+            compression: config.compression,
+            insert_timeout: config.insert_timeout,
+            query_timeout: config.query_timeout,
+        })
+    }
+
+    pub(super) fn endpoints(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// Sends `body` as the data of `statement`.
+    pub(super) async fn insert(
+        &self,
+        statement: &str,
+        parameters: &[(&str, &str)],
+        body: &[Bytes],
+    ) -> Result<Success, Fault> {
+        let mut query = parameters.to_vec();
+        query.push(("query", statement));
+        if self.compression == Compression::Lz4 {
+            query.push(("decompress", "1"));
+        }
+        let exchange = Exchange {
+            query: &query,
+            pieces: body,
+            compression: self.compression,
+            timeout: self.insert_timeout,
+            is_insert: true,
+        };
+        self.in_turn(&exchange).await
+    }
+
+    /// Runs a statement on the first replica that answers.
+    pub(super) async fn query(&self, statement: &str) -> Result<Success, Fault> {
+        let pieces = [Bytes::copy_from_slice(statement.as_bytes())];
+        self.in_turn(&self.statement(&pieces)).await
+    }
+
+    /// Runs a statement on the `index`-th replica.
+    pub(super) async fn query_at(&self, index: usize, statement: &str) -> Result<Success, Fault> {
+        let pieces = [Bytes::copy_from_slice(statement.as_bytes())];
+        self.on(&self.endpoints[index], &self.statement(&pieces))
+            .await
+    }
+
+    /// Runs a statement and reads its result row by row.
+    pub(super) async fn rows<T: serde::de::DeserializeOwned>(
+        &self,
+        statement: &str,
+    ) -> Result<Vec<T>, Fault> {
+        let success = self
+            .query(&format!("{statement} FORMAT JSONEachRow"))
+            .await?;
+        rows_of(&success.body)
+    }
+
+    fn statement<'a>(&self, pieces: &'a [Bytes]) -> Exchange<'a> {
+        Exchange {
+            // The whole result before the first byte: a failure has its own status then.
+            query: &[
+                ("wait_end_of_query", "1"),
+                ("output_format_json_quote_64bit_integers", "1"),
+            ],
+            pieces,
+            compression: Compression::None,
+            timeout: self.query_timeout,
+            is_insert: false,
+        }
+    }
+
+    /// Tries the replicas one after the other, while it is certain that nothing was written.
+    async fn in_turn(&self, exchange: &Exchange<'_>) -> Result<Success, Fault> {
+        let count = self.endpoints.len();
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut result = Err(Fault::Overdue(Duration::ZERO));
+        for turn in 0..count {
+            let index = (first + turn) % count;
+            result = self.on(&self.endpoints[index], exchange).await;
+            match &result {
+                Err(fault) if next_may_help(fault) => {}
+                _ => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    break;
+                }
+            }
+        }
+        result
+    }
+
+    async fn on(&self, endpoint: &Endpoint, exchange: &Exchange<'_>) -> Result<Success, Fault> {
+        let meter = Meter::default();
+        let request = self.request(endpoint, exchange, meter.clone())?;
+        let answered = tokio::time::timeout(exchange.timeout, self.answer(request)).await;
+        let (status, headers, body) = match answered {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return Err(broken(error, meter.sent())),
+            Err(_) if meter.sent() == Sent::Nothing => {
+                return Err(Fault::Unreachable(Arc::new(Late(exchange.timeout))));
+            }
+            Err(_) => return Err(Fault::Overdue(exchange.timeout)),
+        };
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let exception = header("x-clickhouse-exception-code");
+        let failure = if exchange.is_insert {
+            Answer::failure(status, exception, &body, meter.sent())
+        } else {
+            Answer::query_failure(status, exception, &body)
+        };
+        match failure {
+            Some(answer) => Err(Fault::Answered(answer)),
+            None => {
+                let own_name = header("x-clickhouse-server-display-name");
+                Ok(Success {
+                    server: own_name.unwrap_or(&endpoint.name).to_owned(),
+                    body,
+                })
+            }
+        }
+    }
+
+    fn request(
+        &self,
+        endpoint: &Endpoint,
+        exchange: &Exchange<'_>,
+        meter: Meter,
+    ) -> Result<Request<Payload>, Fault> {
+        let mut url = endpoint.url.clone();
+        url.query_pairs_mut().extend_pairs(exchange.query);
+        let invalid = |error: hyper::http::Error| Fault::Unreachable(Arc::new(error));
+        let mut password = HeaderValue::from_str(self.password.expose_secret())
+            .map_err(|error| invalid(error.into()))?;
+        password.set_sensitive(true);
+        Request::builder()
+            .method(Method::POST)
+            .uri(url.as_str())
+            .header("x-clickhouse-user", &self.user)
+            .header("x-clickhouse-key", password)
+            .header(
+                "user-agent",
+                concat!("pillarbox/", env!("CARGO_PKG_VERSION")),
+            )
+            .body(Payload::new(exchange.pieces, exchange.compression, meter))
+            .map_err(invalid)
+    }
+
+    /// The answer, read to its end. Its deadline is the caller's.
+    async fn answer(&self, request: Request<Payload>) -> Result<(u16, HeaderMap, Bytes), Cause> {
+        let response = self
+            .http
+            .request(request)
+            .await
+            .map_err(|error| Arc::new(error) as Cause)?;
+        let (parts, body) = response.into_parts();
+        let whole = Limited::new(body, ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(Cause::from)?;
+        Ok((parts.status.as_u16(), parts.headers, whole.to_bytes()))
+    }
+}
+
+/// A request, for any replica.
+#[derive(Clone, Copy)]
+struct Exchange<'a> {
+    query: &'a [(&'a str, &'a str)],
+    pieces: &'a [Bytes],
+    compression: Compression,
+    timeout: Duration,
+    is_insert: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("no connection within {0:?}")]
+struct Late(Duration);
+
+fn http_client(
+    connect_timeout: Duration,
+) -> Result<HyperClient<HttpsConnector<HttpConnector>, Payload>, String> {
+    let mut tcp = HttpConnector::new();
+    tcp.set_connect_timeout(Some(connect_timeout));
+    tcp.set_nodelay(true);
+    tcp.enforce_http(false);
+    let connector = HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
+        .map_err(|error| format!("cannot set up tls: {error}"))?
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    Ok(HyperClient::builder(TokioExecutor::new())
+        .pool_idle_timeout(IDLE_MAX)
+        .pool_timer(TokioTimer::new())
+        .build(connector))
+}
+
+fn decoded(text: &str) -> String {
+    let pair = format!("x={}", text.replace('+', "%2B"));
+    let value = url::form_urlencoded::parse(pair.as_bytes()).next();
+    value
+        .map(|(_, value)| value.into_owned())
+        .unwrap_or_default()
+}
+
+/// Tells a request that never left from one that may have been received.
+fn broken(error: Cause, sent: Sent) -> Fault {
+    let mut at: Option<&(dyn std::error::Error + 'static)> = Some(error.as_ref());
+    while let Some(cause) = at {
+        let inner = cause
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        if inner.is_some_and(|inner| inner.is::<rustls::Error>()) || cause.is::<rustls::Error>() {
+            if sent == Sent::Nothing {
+                return Fault::Untrusted(error);
+            }
+            break;
+        }
+        at = cause.source();
+    }
+    match sent {
+        Sent::Nothing => Fault::Unreachable(error),
+        Sent::Some | Sent::All => Fault::Lost(error),
+    }
+}
+
+/// Whether another replica may take what this one surely did not.
+fn next_may_help(fault: &Fault) -> bool {
+    match fault {
+        Fault::Unreachable(_) => true,
+        Fault::Answered(answer) => {
+            answer.code == Some(code::TABLE_IS_READ_ONLY)
+                || (answer.code.is_none() && answer.status == 503 && answer.sent == Sent::Nothing)
+        }
+        _ => false,
+    }
+}
+
+fn rows_of<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<Vec<T>, Fault> {
+    let lines = body
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty());
+    let row = |line: &[u8]| serde_json::from_slice(line);
+    lines
+        .map(row)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Fault::Lost(Arc::new(error)))
+}

@@ -1,0 +1,99 @@
+//! How to reach the destination table, as `pillarbox.toml` and the environment say it.
+
+use std::fmt;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+/// Where the table is and how to reach it.
+#[derive(Clone)]
+pub struct ClickHouseConfig {
+    /// `http://` or `https://` addresses of one server, or of the replicas of one replicated table,
+    /// tried in turn. A user, password and database in an address win over the fields below.
+    pub urls: Vec<String>,
+    /// User.
+    pub user: String,
+    /// Password; empty for none.
+    pub password: SecretString,
+    /// Database of the table.
+    pub database: String,
+    /// The table.
+    pub table: String,
+    /// How inserts are compressed.
+    pub compression: Compression,
+    /// Limit of opening a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// Limit of one insert, from the first byte to the end of the answer.
+    pub insert_timeout: Duration,
+    /// Limit of any other statement.
+    pub query_timeout: Duration,
+    /// Accept a table that cannot keep an insert from being written twice.
+    pub at_least_once_allowed: bool,
+    /// Outbox columns that are expressions over the event. The digest leaves them out, because their
+    /// value may differ between two readings of the same event.
+    pub expression_columns: Vec<String>,
+}
+
+/// How inserts are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// ClickHouse's own frames of LZ4 blocks.
+    #[default]
+    Lz4,
+    /// Not at all: best on loopback.
+    None,
+}
+
+impl ClickHouseConfig {
+    /// A table named `database.table` at `url`, with the default user and limits.
+    pub fn new(
+        url: impl Into<String>,
+        database: impl Into<String>,
+        table: impl Into<String>,
+    ) -> Self {
+        Self {
+            urls: vec![url.into()],
+            user: "default".to_owned(),
+            password: SecretString::from(String::new()),
+            database: database.into(),
+            table: table.into(),
+            compression: Compression::Lz4,
+            connect_timeout: Duration::from_secs(5),
+            insert_timeout: Duration::from_secs(300),
+            query_timeout: Duration::from_secs(60),
+            at_least_once_allowed: false,
+            expression_columns: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Debug for ClickHouseConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let urls: Vec<String> = self.urls.iter().map(|url| without_secrets(url)).collect();
+        f.debug_struct("ClickHouseConfig")
+            .field("urls", &urls)
+            .field("user", &self.user)
+            .field("database", &self.database)
+            .field("table", &self.table)
+            .field("compression", &self.compression)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("insert_timeout", &self.insert_timeout)
+            .field("query_timeout", &self.query_timeout)
+            .field("at_least_once_allowed", &self.at_least_once_allowed)
+            .field("expression_columns", &self.expression_columns)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Scheme, host and port of an address. Its user, password and query are never shown.
+pub(super) fn without_secrets(url: &str) -> String {
+    match url::Url::parse(url) {
+        Ok(url) => {
+            let host = url.host_str().unwrap_or("?");
+            let port = url.port().map(|port| format!(":{port}"));
+            format!("{}://{host}{}", url.scheme(), port.unwrap_or_default())
+        }
+        Err(_) => "(not an address)".to_owned(),
+    }
+}

@@ -1,0 +1,233 @@
+//! Which outbox column goes into which sink column: by name, with types checked once. Pure.
+
+use super::column::{ColumnType, Given};
+use super::digest;
+use super::plan::Planned;
+use super::report::ColumnReport;
+use super::sql;
+use super::table::{SinkColumn, Table};
+use super::verdict::refuse;
+use crate::sink::{OutboxColumn, Trouble};
+
+/// Columns that every destination has.
+const REQUIRED: [&str; 5] = [
+    "event_type",
+    "event_date_time",
+    "environment",
+    "event_context",
+    "metadata_version",
+];
+/// Columns that place an event in the outbox and mean nothing elsewhere.
+const INTERNAL: [&str; 3] = ["slot", "tx", "id"];
+/// The sink column that the relay fills by itself.
+const BATCH: &str = "batch";
+
+/// The columns that the relay fills.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    pub(super) columns: Vec<Planned>,
+    /// Indices of the columns that the digest covers, in its order.
+    pub(super) digest: Vec<usize>,
+    /// Whether the table has the column `batch`.
+    pub(super) batch: bool,
+    pub(super) warnings: Vec<String>,
+    reports: Vec<ColumnReport>,
+}
+
+impl Mapping {
+    pub(super) fn new(
+        table: &Table,
+        sink: &[SinkColumn],
+        outbox: &[OutboxColumn],
+        expressions: &[String],
+    ) -> Result<Self, Trouble> {
+        let find = |name: &str| sink.iter().find(|column| column.name == name);
+        for name in REQUIRED {
+            if find(name).is_none() {
+                return Err(refuse(missing(table, name)));
+            }
+        }
+        let mut mapping = Self {
+            columns: Vec::new(),
+            digest: Vec::new(),
+            batch: has_batch(table, find(BATCH))?,
+            warnings: Vec::new(),
+            reports: Vec::new(),
+        };
+        for column in outbox
+            .iter()
+            .filter(|column| !INTERNAL.contains(&column.name.as_str()))
+        {
+            if let Some(target) = find(&column.name).filter(|_| column.name != BATCH) {
+                mapping.add(table, column, target, expressions)?;
+            }
+        }
+        for name in REQUIRED {
+            if !mapping.columns.iter().any(|column| column.name == name) {
+                return Err(refuse(format!(
+                    "the outbox has no column {name}; run pillarbox migrate"
+                )));
+            }
+        }
+        mapping.digest = digest::BASE
+            .iter()
+            .filter(|name| !expressions.iter().any(|expression| expression == *name))
+            .filter_map(|name| {
+                mapping
+                    .columns
+                    .iter()
+                    .position(|column| column.name == *name)
+            })
+            .collect();
+        for at in &mapping.digest {
+            mapping.reports[*at].proven = true;
+        }
+        mapping.warn_about_unfilled(sink);
+        Ok(mapping)
+    }
+
+    pub(super) fn report(&self) -> Vec<ColumnReport> {
+        self.reports.clone()
+    }
+
+    fn add(
+        &mut self,
+        table: &Table,
+        column: &OutboxColumn,
+        target: &SinkColumn,
+        expressions: &[String],
+    ) -> Result<(), Trouble> {
+        let (shown, name) = (table.shown(), &column.name);
+        if matches!(
+            target.default_kind.as_str(),
+            "MATERIALIZED" | "ALIAS" | "EPHEMERAL"
+        ) {
+            let kind = &target.default_kind;
+            self.warnings.push(format!(
+                "column {name} of {shown} is {kind}: the relay leaves it out"
+            ));
+            return Ok(());
+        }
+        let Some(of) = ColumnType::parse(&target.type_name) else {
+            return Err(refuse(format!(
+                "column {name} of {shown} has the type {}, which the relay cannot write; use {}",
+                target.type_name,
+                proposal(column)
+            )));
+        };
+        let given = Given::from_oid(column.type_oid).filter(|given| of.accepts(*given));
+        let Some(given) = given else {
+            return Err(refuse(format!(
+                "column {name} is {} in the outbox and {} in {shown}, which do not fit; ALTER TABLE \
+                 {} MODIFY COLUMN {} {}",
+                column.type_name,
+                target.type_name,
+                sql::table(&table.database, &table.name),
+                sql::ident(name),
+                proposal(column)
+            )));
+        };
+        if !column.not_null && !of.nullable && !expressions.contains(name) {
+            self.check_null(table, column, target)?;
+        }
+        self.reports.push(ColumnReport {
+            name: name.clone(),
+            outbox_type: column.type_name.clone(),
+            sink_type: target.type_name.clone(),
+            proven: false,
+        });
+        self.columns.push(Planned {
+            name: name.clone(),
+            given,
+            of,
+        });
+        Ok(())
+    }
+
+    /// `trace_parent` is usually null; of a user's column only the user knows.
+    fn check_null(
+        &mut self,
+        table: &Table,
+        column: &OutboxColumn,
+        target: &SinkColumn,
+    ) -> Result<(), Trouble> {
+        let (shown, name) = (table.shown(), &column.name);
+        let nullable = format!("Nullable({})", target.type_name);
+        if name == "trace_parent" {
+            return Err(refuse(format!(
+                "column {name} may be null in the outbox and is {} in {shown}; ALTER TABLE {} MODIFY \
+                 COLUMN {} {nullable}",
+                target.type_name,
+                sql::table(&table.database, &table.name),
+                sql::ident(name)
+            )));
+        }
+        self.warnings.push(format!(
+            "column {name} may be null in the outbox but not in {shown}: events without a value \
+             become dead letters; make it {nullable} there or not null in the outbox"
+        ));
+        Ok(())
+    }
+
+    fn warn_about_unfilled(&mut self, sink: &[SinkColumn]) {
+        let filled = |name: &str| self.columns.iter().any(|column| column.name == name);
+        let unfilled = sink
+            .iter()
+            .filter(|column| column.default_kind.is_empty() && column.name != BATCH)
+            .filter(|column| !filled(&column.name));
+        let warnings: Vec<String> = unfilled
+            .map(|column| {
+                let name = &column.name;
+                format!(
+                    "sink column {name} has no column in the outbox and no default: it stays empty"
+                )
+            })
+            .collect();
+        self.warnings.extend(warnings);
+    }
+}
+
+fn missing(table: &Table, name: &str) -> String {
+    let of = match name {
+        "event_date_time" => "DateTime",
+        "metadata_version" => "UInt64",
+        _ => "String",
+    };
+    format!(
+        "{} has no column {name}; ALTER TABLE {} ADD COLUMN {name} {of}",
+        table.shown(),
+        sql::table(&table.database, &table.name)
+    )
+}
+
+fn has_batch(table: &Table, column: Option<&SinkColumn>) -> Result<bool, Trouble> {
+    match column {
+        None => Ok(false),
+        Some(column) if column.type_name == "UInt64" => Ok(true),
+        Some(column) => Err(refuse(format!(
+            "column batch of {} is {}, but the relay writes UInt64 into it; ALTER TABLE {} MODIFY \
+             COLUMN batch UInt64",
+            table.shown(),
+            column.type_name,
+            sql::table(&table.database, &table.name)
+        ))),
+    }
+}
+
+/// The sink type that an outbox column goes into best.
+fn proposal(column: &OutboxColumn) -> &'static str {
+    match Given::from_oid(column.type_oid) {
+        Some(Given::Bool) => "UInt8",
+        Some(Given::Int2) => "Int16",
+        Some(Given::Int4) => "Int32",
+        Some(Given::Int8) if column.name == "metadata_version" => "UInt64",
+        Some(Given::Int8) => "Int64",
+        Some(Given::Float4) => "Float32",
+        Some(Given::Float8) => "Float64",
+        Some(Given::Timestamp) => "DateTime64(6, 'UTC')",
+        Some(Given::Date) => "Date",
+        Some(Given::Uuid) => "UUID",
+        Some(Given::Text | Given::Jsonb) => "String",
+        None => "String, and cast the outbox column to text",
+    }
+}

@@ -1,0 +1,350 @@
+//! The preflight: what the server and the table are, checked before the first event is sealed.
+//!
+//! A refusal names the object and the statement that mends it.
+
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+
+use super::client::Client;
+use super::config::ClickHouseConfig;
+use super::mapping::Mapping;
+use super::partition::Rule;
+use super::plan::{ClickHousePlan, Details, Layout, Window};
+use super::report::SinkReport;
+use super::table::{Server, Table, ViewTarget};
+use super::verdict::{refuse, trouble};
+use super::{digest, settings, sql};
+use crate::sink::{Guarantee, OutboxColumn, Trouble};
+
+/// Deduplication window that the remedies propose: 10,000 blocks are hours of a busy sink.
+pub(super) const WINDOW_BLOCKS: u64 = 10_000;
+
+/// Checks everything and makes the plan.
+pub(super) async fn plan(
+    client: &Client,
+    config: &ClickHouseConfig,
+    outbox: &[OutboxColumn],
+) -> Result<ClickHousePlan, Trouble> {
+    let server = Server::ask(client).await.map_err(|fault| trouble(&fault))?;
+    check_readonly(&server)?;
+    let found = Table::find(client, &config.database, &config.table).await;
+    let table = found
+        .map_err(|fault| trouble(&fault))?
+        .ok_or_else(|| no_table(config))?;
+    check_engine(&table, client.endpoints())?;
+    let columns = table
+        .columns(client)
+        .await
+        .map_err(|fault| trouble(&fault))?;
+    check_rights(client, &table).await?;
+    let targets = table
+        .view_targets(client)
+        .await
+        .map_err(|fault| trouble(&fault))?;
+    let mapping = Mapping::new(&table, &columns, outbox, &config.expression_columns)?;
+    let rule = partition_rule(&server, &table, &mapping)?;
+    let mut warnings = mapping.warnings.clone();
+    warnings.extend(warnings_about(&server, &table));
+    let choice = Choice::make(&server, &table, &targets, mapping.batch, config)?;
+    warnings.extend(choice.warnings);
+    let report = SinkReport {
+        table: table.shown(),
+        version: server.version.clone(),
+        engine: table.engine.clone(),
+        guarantee: choice.guarantee.as_str(),
+        guarantee_reason: choice.reason,
+        window: choice.window,
+        partition: table.partition_key.clone(),
+        sorting_key: table.sorting_key.clone(),
+        columns: mapping.report(),
+        views: targets.iter().map(|target| target.view.clone()).collect(),
+        warnings,
+    };
+    let proven: Vec<_> = mapping
+        .digest
+        .iter()
+        .map(|at| &mapping.columns[*at])
+        .collect();
+    let proven: Vec<_> = proven
+        .iter()
+        .map(|c| (c.name.clone(), c.of.clone()))
+        .collect();
+    Ok(ClickHousePlan(Arc::new(Details {
+        names: mapping
+            .columns
+            .iter()
+            .map(|column| column.name.clone())
+            .collect(),
+        insert: insert_statement(&table, &mapping),
+        guarantee: choice.guarantee,
+        window: choice.window,
+        settings: known_settings(&server),
+        has_log_comment: server.knows(settings::LOG_COMMENT),
+        replicated: table.is_replicated(),
+        partition_key: table.partition_key.clone(),
+        digest: digest::expression(&proven),
+        layout: Arc::new(Layout {
+            columns: mapping.columns,
+            digest: mapping.digest,
+            batch: mapping.batch,
+            rule,
+        }),
+        report,
+    })))
+}
+
+fn known_settings(server: &Server) -> Vec<(&'static str, &'static str)> {
+    let known = settings::INSERT
+        .into_iter()
+        .filter(|(name, _)| server.knows(name));
+    known.chain(settings::HTTP).collect()
+}
+
+fn insert_statement(table: &Table, mapping: &Mapping) -> String {
+    let names = mapping.columns.iter().map(|column| column.name.as_str());
+    let batch = mapping.batch.then_some("batch");
+    let names: Vec<String> = names.chain(batch).map(sql::ident).collect();
+    let target = sql::table(&table.database, &table.name);
+    format!("INSERT INTO {target} ({}) FORMAT Native", names.join(", "))
+}
+
+fn no_table(config: &ClickHouseConfig) -> Trouble {
+    refuse(format!(
+        "table {}.{} does not exist or cannot be seen; create it with pillarbox sink create",
+        config.database, config.table
+    ))
+}
+
+fn check_readonly(server: &Server) -> Result<(), Trouble> {
+    match server.settings.get(settings::READONLY).map(String::as_str) {
+        None | Some("0") => Ok(()),
+        Some(value) => Err(refuse(format!(
+            "the sink's user has readonly = {value}; give it a profile with readonly = 0"
+        ))),
+    }
+}
+
+fn check_engine(table: &Table, endpoints: usize) -> Result<(), Trouble> {
+    let (shown, engine) = (table.shown(), &table.engine);
+    if engine == "Distributed" {
+        return Err(refuse(format!(
+            "{shown} has the engine Distributed, which cannot say what became of an insert; point \
+             the sink at the local table of each shard"
+        )));
+    }
+    if engine.ends_with("View") {
+        return Err(refuse(format!(
+            "{shown} is a view; point the sink at the table behind it"
+        )));
+    }
+    if !table.is_merge_tree() {
+        return Err(refuse(format!(
+            "{shown} has the engine {engine}; the sink needs one of the MergeTree family"
+        )));
+    }
+    if endpoints > 1 && !table.is_replicated() {
+        return Err(refuse(format!(
+            "{shown} has the engine {engine}, which is not replicated, but the sink has \
+             {endpoints} urls; use one url or a ReplicatedMergeTree"
+        )));
+    }
+    Ok(())
+}
+
+/// INSERT by `CHECK GRANT`, where the server has it; SELECT by selecting nothing.
+async fn check_rights(client: &Client, table: &Table) -> Result<(), Trouble> {
+    #[derive(Deserialize)]
+    struct Granted {
+        result: serde_json::Value,
+    }
+    let target = sql::table(&table.database, &table.name);
+    let select = format!("SELECT 1 FROM {target} LIMIT 0");
+    client
+        .query(&select)
+        .await
+        .map_err(|fault| trouble(&fault))?;
+    // Servers without CHECK GRANT answer with a syntax error; there the first insert tells.
+    let granted = client
+        .rows::<Granted>(&format!("CHECK GRANT INSERT ON {target}"))
+        .await;
+    let refused = granted
+        .ok()
+        .and_then(|rows| rows.into_iter().next())
+        .is_some_and(|granted| {
+            granted.result == serde_json::json!(0) || granted.result == serde_json::json!("0")
+        });
+    if refused {
+        return Err(refuse(format!(
+            "the sink's user may not insert; GRANT INSERT ON {} TO it",
+            table.shown()
+        )));
+    }
+    Ok(())
+}
+
+fn partition_rule(server: &Server, table: &Table, mapping: &Mapping) -> Result<Rule, Trouble> {
+    // A server zone that jiff does not know matters only to columns that name none.
+    let zone = TimeZone::get(&server.zone).unwrap_or(TimeZone::UTC);
+    let find = |name: &str| {
+        let at = mapping
+            .columns
+            .iter()
+            .position(|column| column.name == name)?;
+        Some((at, mapping.columns[at].of.clone()))
+    };
+    Rule::parse(&table.partition_key, &zone, find).map_err(|what| {
+        refuse(format!(
+            "{}: {what}; supported are none, toYYYYMM, toYYYYMMDD, toDate and toMonday of a time \
+             column of the event; recreate the table with one of them",
+            table.shown()
+        ))
+    })
+}
+
+fn warnings_about(server: &Server, table: &Table) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !table.keeps_rows() {
+        warnings.push(format!(
+            "{} has the engine {}, whose merges fold rows: verify may count fewer than delivered",
+            table.shown(),
+            table.engine
+        ));
+    }
+    if server.is_async(table) {
+        warnings.push(format!(
+            "{0} sets async_insert = 1; every insert of the relay overrides it, but ALTER TABLE {0} \
+             MODIFY SETTING async_insert = 0 is clearer",
+            table.shown()
+        ));
+    }
+    warnings
+}
+
+/// The guarantee, and why.
+struct Choice {
+    guarantee: Guarantee,
+    reason: String,
+    window: Window,
+    warnings: Vec<String>,
+}
+
+impl Choice {
+    fn make(
+        server: &Server,
+        table: &Table,
+        targets: &[ViewTarget],
+        batch: bool,
+        config: &ClickHouseConfig,
+    ) -> Result<Self, Trouble> {
+        let window = server.window(table);
+        let chosen = |guarantee, reason: String, warnings| {
+            Ok(Self {
+                guarantee,
+                reason,
+                window,
+                warnings,
+            })
+        };
+        let obstacle = match obstacle(server, table, window, targets) {
+            None => {
+                let reason = format!("the table remembers the tokens of {} blocks", window.blocks);
+                return chosen(Guarantee::Token, reason, Vec::new());
+            }
+            Some(obstacle) => obstacle,
+        };
+        if batch && targets.is_empty() {
+            let reason = format!("the table has the column batch, and {}", obstacle.what);
+            return chosen(Guarantee::Lookup, reason, Vec::new());
+        }
+        if config.at_least_once_allowed {
+            let reason = format!("the configuration allows it, and {}", obstacle.what);
+            let doubled = "an insert whose answer is lost is sent again and may be written twice";
+            return chosen(Guarantee::AtLeastOnce, reason, vec![doubled.to_owned()]);
+        }
+        if batch && obstacle.old_server {
+            // Views cannot be looked into; without tokens their sums may count a resend twice.
+            let reason = format!("the table has the column batch, and {}", obstacle.what);
+            let views = "a resend after a failed view may be counted twice by materialized views";
+            return chosen(Guarantee::Lookup, reason, vec![views.to_owned()]);
+        }
+        Err(refuse(format!(
+            "{} cannot keep an insert from being written twice: {}; run {}; or accept it with \
+             guarantee = \"at-least-once\"",
+            table.shown(),
+            obstacle.what,
+            obstacle.remedy
+        )))
+    }
+}
+
+/// Why tokens do not work here.
+struct Obstacle {
+    what: String,
+    remedy: String,
+    old_server: bool,
+}
+
+fn obstacle(
+    server: &Server,
+    table: &Table,
+    window: Window,
+    targets: &[ViewTarget],
+) -> Option<Obstacle> {
+    if !server.knows(settings::TOKEN) {
+        let name = sql::table(&table.database, &table.name);
+        return Some(Obstacle {
+            what: format!(
+                "clickhouse {} knows no deduplication tokens",
+                server.version
+            ),
+            remedy: format!("ALTER TABLE {name} ADD COLUMN batch UInt64"),
+            old_server: true,
+        });
+    }
+    if window.blocks == 0 {
+        return Some(Obstacle {
+            what: format!("the deduplication window of {} is 0", table.shown()),
+            remedy: widen(table),
+            old_server: false,
+        });
+    }
+    for target in targets {
+        let Some(into) = &target.table else {
+            return Some(Obstacle {
+                what: format!(
+                    "the target of the materialized view {} cannot be seen",
+                    target.view
+                ),
+                remedy: format!(
+                    "GRANT SHOW TABLES, SHOW COLUMNS ON {} to the sink's user",
+                    target.view
+                ),
+                old_server: false,
+            });
+        };
+        if into.is_merge_tree() && server.window(into).blocks == 0 {
+            return Some(Obstacle {
+                what: format!(
+                    "the deduplication window of {}, which the materialized view {} fills, is 0",
+                    into.shown(),
+                    target.view
+                ),
+                remedy: widen(into),
+                old_server: false,
+            });
+        }
+    }
+    None
+}
+
+fn widen(table: &Table) -> String {
+    let setting = if table.is_replicated() {
+        "replicated_deduplication_window"
+    } else {
+        "non_replicated_deduplication_window"
+    };
+    let name = sql::table(&table.database, &table.name);
+    format!("ALTER TABLE {name} MODIFY SETTING {setting} = {WINDOW_BLOCKS}")
+}

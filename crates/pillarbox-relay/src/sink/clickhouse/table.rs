@@ -1,0 +1,342 @@
+//! What the server says about a table: `system.tables`, `system.columns`, settings and views.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+
+use super::answer::Fault;
+use super::client::Client;
+use super::plan::Window;
+use super::{settings, sql};
+
+/// Views that feed views that feed views: a chain longer than this is a mistake.
+const VIEWS_MAX: usize = 200;
+/// Column names that the column list of `system.tables` has only on current servers.
+const WINDOW_SETTINGS: [&str; 4] = [
+    "non_replicated_deduplication_window",
+    "replicated_deduplication_window",
+    "replicated_deduplication_window_seconds",
+    "async_insert",
+];
+
+/// The server, as far as the sink cares.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    pub(super) version: String,
+    pub(super) zone: String,
+    /// Values of the settings that it knows, of those that the sink uses.
+    pub(super) settings: BTreeMap<String, String>,
+    /// Defaults of the table settings that matter.
+    merge_tree: BTreeMap<String, String>,
+}
+
+/// One row of `system.tables`.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Table {
+    pub(super) database: String,
+    pub(super) name: String,
+    pub(super) engine: String,
+    engine_full: String,
+    pub(super) partition_key: String,
+    pub(super) sorting_key: String,
+    create_table_query: String,
+    dependencies_database: Vec<String>,
+    dependencies_table: Vec<String>,
+}
+
+/// One row of `system.columns`.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct SinkColumn {
+    pub(super) name: String,
+    #[serde(rename = "type")]
+    pub(super) type_name: String,
+    pub(super) default_kind: String,
+}
+
+/// A table that a materialized view writes into.
+#[derive(Clone, Debug)]
+pub(super) struct ViewTarget {
+    pub(super) view: String,
+    /// `None` when it cannot be seen.
+    pub(super) table: Option<Table>,
+}
+
+#[derive(Deserialize)]
+struct About {
+    version: String,
+    zone: String,
+}
+
+#[derive(Deserialize)]
+struct Setting {
+    name: String,
+    value: String,
+}
+
+impl Server {
+    pub(super) async fn ask(client: &Client) -> Result<Self, Fault> {
+        let about: Vec<About> = client
+            .rows("SELECT version() AS version, timezone() AS zone")
+            .await?;
+        let (version, zone) = about
+            .into_iter()
+            .next()
+            .map(|about| (about.version, about.zone))
+            .unwrap_or_default();
+        let wanted = settings::INSERT.iter().map(|(name, _)| *name).chain([
+            settings::TOKEN,
+            settings::LOG_COMMENT,
+            settings::READONLY,
+        ]);
+        let settings = named_values(client, "system.settings", wanted).await?;
+        let merge_tree =
+            named_values(client, "system.merge_tree_settings", WINDOW_SETTINGS).await?;
+        Ok(Self {
+            version,
+            zone,
+            settings,
+            merge_tree,
+        })
+    }
+
+    pub(super) fn knows(&self, setting: &str) -> bool {
+        self.settings.contains_key(setting)
+    }
+
+    /// The value of a table setting: the table's own, or the server's default.
+    fn of_table(&self, table: &Table, setting: &str) -> Option<u64> {
+        let own = table.own_setting(setting);
+        own.or_else(|| self.merge_tree.get(setting).cloned())?
+            .parse()
+            .ok()
+    }
+
+    /// How long `table` remembers tokens and blocks.
+    pub(super) fn window(&self, table: &Table) -> Window {
+        if table.is_replicated() {
+            let seconds = self.of_table(table, "replicated_deduplication_window_seconds");
+            let blocks = self
+                .of_table(table, "replicated_deduplication_window")
+                .unwrap_or(0);
+            Window {
+                blocks,
+                seconds: Some(seconds.unwrap_or(0)),
+            }
+        } else {
+            let blocks = self
+                .of_table(table, "non_replicated_deduplication_window")
+                .unwrap_or(0);
+            Window {
+                blocks,
+                seconds: None,
+            }
+        }
+    }
+
+    /// Whether the table itself turns inserts into asynchronous ones.
+    pub(super) fn is_async(&self, table: &Table) -> bool {
+        self.of_table(table, "async_insert")
+            .is_some_and(|value| value != 0)
+    }
+}
+
+async fn named_values(
+    client: &Client,
+    system_table: &str,
+    names: impl IntoIterator<Item = &'static str>,
+) -> Result<BTreeMap<String, String>, Fault> {
+    let names = sql::texts(names);
+    let statement = format!(
+        "SELECT name, toString(value) AS value FROM {system_table} WHERE name IN ({names})"
+    );
+    let found: Vec<Setting> = client.rows(&statement).await?;
+    Ok(found
+        .into_iter()
+        .map(|setting| (setting.name, setting.value))
+        .collect())
+}
+
+impl Table {
+    pub(super) async fn find(
+        client: &Client,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<Self>, Fault> {
+        let found = client
+            .rows(&format!(
+                "SELECT database, name, engine, engine_full, partition_key, sorting_key, \
+                 create_table_query, dependencies_database, dependencies_table \
+                 FROM system.tables WHERE database = {} AND name = {}",
+                sql::text(database),
+                sql::text(name)
+            ))
+            .await?;
+        Ok(found.into_iter().next())
+    }
+
+    pub(super) async fn columns(&self, client: &Client) -> Result<Vec<SinkColumn>, Fault> {
+        client
+            .rows(&format!(
+                "SELECT name, type, default_kind FROM system.columns \
+                 WHERE database = {} AND table = {}",
+                sql::text(&self.database),
+                sql::text(&self.name)
+            ))
+            .await
+    }
+
+    /// `database.table`, for messages.
+    pub(super) fn shown(&self) -> String {
+        format!("{}.{}", self.database, self.name)
+    }
+
+    pub(super) fn is_replicated(&self) -> bool {
+        self.engine.starts_with("Replicated") || self.engine.starts_with("Shared")
+    }
+
+    pub(super) fn is_merge_tree(&self) -> bool {
+        self.engine.ends_with("MergeTree")
+    }
+
+    /// Whether merges keep every row.
+    pub(super) fn keeps_rows(&self) -> bool {
+        matches!(
+            self.engine.as_str(),
+            "MergeTree" | "ReplicatedMergeTree" | "SharedMergeTree"
+        )
+    }
+
+    /// A setting of the table's SETTINGS clause.
+    fn own_setting(&self, name: &str) -> Option<String> {
+        let (_, settings) = self.engine_full.rsplit_once(" SETTINGS ")?;
+        settings.split(',').find_map(|setting| {
+            let (key, value) = setting.split_once('=')?;
+            (key.trim() == name).then(|| value.trim().trim_matches('\'').to_owned())
+        })
+    }
+
+    /// Every table that an insert into this one reaches through materialized views.
+    pub(super) async fn view_targets(&self, client: &Client) -> Result<Vec<ViewTarget>, Fault> {
+        let mut targets = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut to_visit = self.dependents();
+        while let Some((database, name)) = to_visit.pop() {
+            if !seen.insert((database.clone(), name.clone())) || seen.len() > VIEWS_MAX {
+                continue;
+            }
+            let shown = format!("{database}.{name}");
+            let Some(view) = Self::find(client, &database, &name).await? else {
+                targets.push(ViewTarget {
+                    view: shown,
+                    table: None,
+                });
+                continue;
+            };
+            if view.engine != "MaterializedView" {
+                continue;
+            }
+            let target = view.target(client).await?;
+            to_visit.extend(target.iter().flat_map(Self::dependents));
+            to_visit.extend(view.dependents());
+            targets.push(ViewTarget {
+                view: shown,
+                table: target,
+            });
+        }
+        Ok(targets)
+    }
+
+    fn dependents(&self) -> Vec<(String, String)> {
+        let databases = self.dependencies_database.iter().cloned();
+        databases
+            .zip(self.dependencies_table.iter().cloned())
+            .collect()
+    }
+
+    /// The table that this materialized view writes into: named after TO, or an inner one.
+    async fn target(&self, client: &Client) -> Result<Option<Self>, Fault> {
+        let (database, name) = match target_name(&self.create_table_query) {
+            Some((database, name)) => (database.unwrap_or_else(|| self.database.clone()), name),
+            None => match self.inner_name(client).await? {
+                Some(name) => (self.database.clone(), name),
+                None => return Ok(None),
+            },
+        };
+        Self::find(client, &database, &name).await
+    }
+
+    /// The hidden table of a view without TO: by the view's name, or by its id on current servers.
+    async fn inner_name(&self, client: &Client) -> Result<Option<String>, Fault> {
+        #[derive(Deserialize)]
+        struct Name {
+            name: String,
+        }
+        let of_columns = format!(
+            "SELECT name FROM system.columns WHERE database = 'system' AND table = 'tables' \
+             AND name = {}",
+            sql::text("uuid")
+        );
+        let by_id = !client.rows::<Name>(&of_columns).await?.is_empty();
+        let (database, view) = (sql::text(&self.database), sql::text(&self.name));
+        let ids = if by_id {
+            format!(
+                ", (SELECT concat('.inner_id.', toString(uuid)) FROM system.tables \
+                 WHERE database = {database} AND name = {view})"
+            )
+        } else {
+            String::new()
+        };
+        let inner = sql::text(&format!(".inner.{}", self.name));
+        let statement = format!(
+            "SELECT name FROM system.tables WHERE database = {database} AND name IN ({inner}{ids})"
+        );
+        Ok(client
+            .rows::<Name>(&statement)
+            .await?
+            .into_iter()
+            .next()
+            .map(|found| found.name))
+    }
+}
+
+/// Database and name after `TO` in `CREATE MATERIALIZED VIEW a.b TO c.d (…) AS …`.
+fn target_name(statement: &str) -> Option<(Option<String>, String)> {
+    let head = statement.split(" AS SELECT").next()?;
+    let (_, after) = head.split_once(" TO ")?;
+    if head.find(" TO ") > head.find('(') {
+        return None;
+    }
+    let (first, rest) = name_at(after)?;
+    match rest.strip_prefix('.').and_then(name_at) {
+        Some((second, _)) => Some((Some(first), second)),
+        None => Some((None, first)),
+    }
+}
+
+/// A name, quoted or not, and what follows it.
+fn name_at(text: &str) -> Option<(String, &str)> {
+    if let Some(quoted) = text.strip_prefix('`') {
+        let (name, rest) = quoted.split_once('`')?;
+        return Some((name.to_owned(), rest));
+    }
+    let end = text
+        .find(|c: char| !(c.is_alphanumeric() || c == '_'))
+        .unwrap_or(text.len());
+    (end > 0).then(|| (text[..end].to_owned(), &text[end..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_of_a_view() {
+        let named = |database: &str, name: &str| Some((Some(database.to_owned()), name.to_owned()));
+        let with_to = "CREATE MATERIALIZED VIEW d.mv TO d.v (`a` String) AS SELECT a FROM d.t";
+        assert_eq!(target_name(with_to), named("d", "v"));
+        let quoted = "CREATE MATERIALIZED VIEW d.mv TO `my db`.`v-1` (`a` String) AS SELECT 1";
+        assert_eq!(target_name(quoted), named("my db", "v-1"));
+        let inner = "CREATE MATERIALIZED VIEW d.mv (`a` String) ENGINE = MergeTree TTL x TO DISK 'y' AS SELECT 1";
+        assert_eq!(target_name(inner), None);
+    }
+}
