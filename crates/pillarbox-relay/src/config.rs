@@ -1,0 +1,446 @@
+//! Configuration: defaults, then `pillarbox.toml`, then the environment.
+//!
+//! What cannot be right is refused here, before anything connects: an unknown key, a value out of
+//! its bounds, a URL that cannot be read. Secrets are in [`SecretString`]s, and no error shows one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::FileFormat;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+
+pub mod address;
+pub mod quantity;
+mod shape;
+#[cfg(test)]
+mod tests;
+
+pub use address::{Address, Urls};
+pub use quantity::{ByteSize, Period};
+
+/// The file that is read when no other is named and it is there.
+pub const FILE: &str = "pillarbox.toml";
+
+/// The name of the sink that `CLICKHOUSE_URL` alone configures.
+pub const SINK: &str = "clickhouse";
+
+/// Largest `max_rows`: ClickHouse keeps a block of this many rows whole (one part per partition).
+pub const ROWS_CEILING: u64 = 1_000_000;
+
+/// Largest `max_bytes`: ClickHouse keeps a block of this size whole.
+pub const BYTES_CEILING: u64 = 256 * 1024 * 1024;
+
+/// Most deliveries at once: more than two gain nothing, and each costs `max_bytes` of memory.
+pub const IN_FLIGHT_CEILING: u64 = 8;
+
+/// Why a configuration cannot be used. Never shows a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration file {path} cannot be read")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What happened.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{path}, line {line}: {reason}")]
+    Syntax {
+        /// The file.
+        path: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong, without the text of the line, which may hold a password.
+        reason: String,
+    },
+    /// A key is unknown, or a value is not allowed.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// What the programs are told.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the outbox is.
+    pub postgres: Postgres,
+    /// How batches are made and delivered.
+    pub relay: Relay,
+    /// Destinations by name.
+    pub sinks: BTreeMap<String, Sink>,
+    /// What is logged.
+    pub log: Log,
+    /// The file that was read.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
+}
+
+/// `[postgres]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Postgres {
+    /// `postgresql://user:password@host:5432/database`.
+    pub url: Option<SecretString>,
+}
+
+/// `[relay]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Relay {
+    /// Rows that close a batch.
+    pub max_rows: u64,
+    /// Bytes that close a batch.
+    pub max_bytes: ByteSize,
+    /// Age of the oldest event that closes a batch.
+    pub max_age: Period,
+    /// Deliveries at once, for each sink.
+    pub in_flight: u64,
+    /// Silence of the active relay after which a stand-by takes over.
+    pub takeover_after: Period,
+    /// Shortest wait between two looks at the outbox.
+    pub probe_min: Period,
+    /// Longest wait between two looks at the outbox.
+    pub probe_max: Period,
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self {
+            max_rows: 200_000,
+            max_bytes: ByteSize(32 * 1024 * 1024),
+            max_age: Period(Duration::from_secs(1)),
+            in_flight: 2,
+            takeover_after: Period(Duration::from_secs(15)),
+            probe_min: Period(Duration::from_millis(10)),
+            probe_max: Period(Duration::from_millis(250)),
+        }
+    }
+}
+
+/// `[sinks.NAME]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sink {
+    /// What kind of database it is.
+    pub kind: SinkKind,
+    /// Its servers: replicas of one another, the first is preferred.
+    pub url: Urls,
+    /// User, where the URL names none.
+    pub user: Option<String>,
+    /// Password, where the URL names no user.
+    pub password: Option<SecretString>,
+    /// Database, where the URL names none.
+    pub database: Option<String>,
+    /// Table.
+    pub table: String,
+    /// Compression on the way.
+    pub compression: Compression,
+    /// Whether events may arrive twice.
+    pub guarantee: Promise,
+    /// How long a server may take to answer an insert before its outcome counts as unknown.
+    pub insert_timeout: Period,
+}
+
+impl Default for Sink {
+    fn default() -> Self {
+        Self {
+            kind: SinkKind::ClickHouse,
+            url: Urls::default(),
+            user: None,
+            password: None,
+            database: None,
+            table: "events".to_owned(),
+            compression: Compression::Lz4,
+            guarantee: Promise::ExactlyOnce,
+            insert_timeout: Period(Duration::from_secs(300)),
+        }
+    }
+}
+
+/// A kind of destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum SinkKind {
+    /// ClickHouse by its HTTP interface.
+    ClickHouse,
+}
+
+/// Compression of what is sent to a sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Compression {
+    /// Fast.
+    Lz4,
+    /// None: for a network that is faster than a core.
+    None,
+}
+
+/// What the relay must refuse to break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Promise {
+    /// Refuse a sink that cannot give it.
+    ExactlyOnce,
+    /// Accept that events may arrive twice.
+    AtLeastOnce,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// For people or for machines.
+    pub format: LogFormat,
+    /// A level, or directives as `tracing-subscriber`'s `EnvFilter` reads them.
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Pretty,
+            level: "info".to_owned(),
+        }
+    }
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The value that a word stands for.
+fn word<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, String> {
+    let found = known.iter().find(|(word, _)| *word == text);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+        format!("{text:?} is not known here; write {}", words.join(" or "))
+    })
+}
+
+impl TryFrom<String> for SinkKind {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        word(&text, &[("clickhouse", Self::ClickHouse)])
+    }
+}
+
+impl TryFrom<String> for Compression {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        word(&text, &[("lz4", Self::Lz4), ("none", Self::None)])
+    }
+}
+
+impl TryFrom<String> for Promise {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let known = [
+            ("exactly-once", Self::ExactlyOnce),
+            ("at-least-once", Self::AtLeastOnce),
+        ];
+        word(&text, &known)
+    }
+}
+
+impl TryFrom<String> for LogFormat {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        word(&text, &[("pretty", Self::Pretty), ("json", Self::Json)])
+    }
+}
+
+impl Config {
+    /// Reads `path`, or the file that `PILLARBOX_CONFIG` names, or `pillarbox.toml` where it is
+    /// there; then the variables of `environment`.
+    ///
+    /// # Errors
+    /// When a named file is missing, or anything in it or in the environment is not as it must be.
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let environment: HashMap<String, String> = environment.into_iter().collect();
+        let named = path.map(Path::to_path_buf).or_else(|| {
+            let named = environment.get("PILLARBOX_CONFIG")?;
+            (!named.is_empty()).then(|| PathBuf::from(named))
+        });
+        let file = named.or_else(|| Some(PathBuf::from(FILE)).filter(|path| path.exists()));
+        let text = match &file {
+            Some(path) => std::fs::read_to_string(path).map_err(|source| {
+                let path = path.display().to_string();
+                ConfigError::Unreadable { path, source }
+            })?,
+            None => String::new(),
+        };
+        let shown = file
+            .as_ref()
+            .map_or_else(String::new, |path| path.display().to_string());
+        let mut config = Self::merge(&text, &shown, &environment)?;
+        config.file = file;
+        Ok(config)
+    }
+
+    /// Merges the text of a file, called `file` in errors, with the environment.
+    fn merge(
+        text: &str,
+        file: &str,
+        environment: &HashMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        check_syntax(text, file)?;
+        let variables = shape::variables(environment)?;
+        let set = |name: &str| environment.get(name).filter(|value| !value.is_empty());
+        let mut builder = config::Config::builder()
+            .add_source(config::File::from_str(text, FileFormat::Toml))
+            .set_override_option("postgres.url", set("DATABASE_URL").cloned())
+            .map_err(|error| invalid(&error, file))?;
+        let lone = lone_sink(text);
+        if let Some(url) = set("CLICKHOUSE_URL") {
+            builder = builder
+                .set_override(format!("sinks.{lone}.url"), url.clone())
+                .map_err(|error| invalid(&error, file))?;
+        }
+        // After the well-known variables: what names Pillarbox outranks what every program reads.
+        for (key, value) in variables {
+            builder = builder
+                .set_override(key, value)
+                .map_err(|error| invalid(&error, file))?;
+        }
+        let merged = builder.build().map_err(|error| invalid(&error, file))?;
+        shape::check_keys(&merged.cache, file)?;
+        let config: Self = merged
+            .try_deserialize()
+            .map_err(|error| invalid(&error, file))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values out of their bounds.
+    fn check(&self) -> Result<(), ConfigError> {
+        let relay = &self.relay;
+        quantity::within("relay.max_rows", relay.max_rows, 1, ROWS_CEILING)?;
+        let (bytes, ceiling) = (relay.max_bytes, ByteSize(BYTES_CEILING));
+        quantity::within("relay.max_bytes", bytes, ByteSize(1024), ceiling)?;
+        quantity::within("relay.in_flight", relay.in_flight, 1, IN_FLIGHT_CEILING)?;
+        let period = |key: &str, value, lowest, highest| {
+            let lowest = Period(Duration::from_millis(lowest));
+            quantity::within(key, value, lowest, Period(Duration::from_millis(highest)))
+        };
+        period("relay.max_age", relay.max_age, 1, 3_600_000)?;
+        period("relay.takeover_after", relay.takeover_after, 3_000, 600_000)?;
+        period("relay.probe_min", relay.probe_min, 1, 10_000)?;
+        period("relay.probe_max", relay.probe_max, 1, 60_000)?;
+        if relay.probe_max < relay.probe_min {
+            return Err(ConfigError::Invalid(format!(
+                "relay.probe_max is {}, below relay.probe_min ({}); make it longer",
+                relay.probe_max, relay.probe_min
+            )));
+        }
+        for (name, sink) in &self.sinks {
+            check_name(name)?;
+            let key = format!("sinks.{name}.insert_timeout");
+            period(&key, sink.insert_timeout, 1_000, 600_000)?;
+            for address in sink.url.addresses(&format!("sinks.{name}.url"))? {
+                tracing::trace!(sink = name, server = address.origin, "configured");
+            }
+            if sink.table.is_empty() {
+                return Err(ConfigError::Invalid(format!("sinks.{name}.table is empty")));
+            }
+        }
+        Ok(())
+    }
+
+    /// How to connect to PostgreSQL.
+    ///
+    /// # Errors
+    /// When no URL is configured, or it cannot be read.
+    pub fn postgres(&self) -> Result<tokio_postgres::Config, ConfigError> {
+        let url = self.postgres.url.as_ref().ok_or_else(|| {
+            ConfigError::Invalid(format!(
+                "no postgresql url is configured; set DATABASE_URL, or url under [postgres] in {FILE}"
+            ))
+        })?;
+        // The reason of the parser would quote a part of the URL, maybe of the password.
+        crate::postgres::parse_url(url.expose_secret()).map_err(|_| {
+            ConfigError::Invalid(
+                "postgres.url cannot be read; write postgresql://user:password@host:5432/database, \
+                 with special characters of the password percent-encoded"
+                    .to_owned(),
+            )
+        })
+    }
+
+    /// The configured sink of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn sink(&self, name: &str) -> Result<&Sink, ConfigError> {
+        self.sinks.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.sinks.keys().map(String::as_str).collect();
+            let known = match known.is_empty() {
+                true => "no sink is configured".to_owned(),
+                false => format!("configured: {}", known.join(", ")),
+            };
+            ConfigError::Invalid(format!(
+                "the sink {name} is not configured ({known}); \
+                 set CLICKHOUSE_URL, or add [sinks.{name}] to {FILE}"
+            ))
+        })
+    }
+}
+
+/// The sink that `CLICKHOUSE_URL` is for: the only one in the file, else `clickhouse`.
+fn lone_sink(text: &str) -> String {
+    let table: toml::Table = text.parse().unwrap_or_default();
+    let sinks = table.get("sinks").and_then(toml::Value::as_table);
+    match sinks.map(|sinks| sinks.keys().collect::<Vec<_>>()) {
+        Some(names) if names.len() == 1 => names[0].clone(),
+        _ => SINK.to_owned(),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+    let first = name.starts_with(|c: char| c.is_ascii_lowercase());
+    if first && name.len() <= 32 && name.chars().all(word) {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid(format!(
+        "{name:?} cannot name a sink; use a lower-case word of at most 32 letters, digits, - and _"
+    )))
+}
+
+/// Refuses what is not TOML, without showing the line.
+fn check_syntax(text: &str, file: &str) -> Result<(), ConfigError> {
+    let Err(error) = text.parse::<toml::Table>() else {
+        return Ok(());
+    };
+    let start = error.span().map_or(0, |span| span.start).min(text.len());
+    let before = text.as_bytes().get(..start).unwrap_or_default();
+    Err(ConfigError::Syntax {
+        path: file.to_owned(),
+        line: 1 + before.iter().filter(|byte| **byte == b'\n').count(),
+        reason: error.message().to_owned(),
+    })
+}
+
+fn invalid(error: &config::ConfigError, file: &str) -> ConfigError {
+    let place = match file {
+        "" => "the environment".to_owned(),
+        file => format!("{file} or the environment"),
+    };
+    ConfigError::Invalid(format!("{error} (in {place})"))
+}

@@ -1,0 +1,224 @@
+use std::collections::HashMap;
+use std::time::Duration;
+
+use secrecy::ExposeSecret as _;
+
+use super::*;
+
+fn environment(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    pairs.iter().map(owned).collect()
+}
+
+fn read(text: &str, pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::merge(text, "pillarbox.toml", &environment(pairs))
+}
+
+fn refusal(text: &str, pairs: &[(&str, &str)]) -> String {
+    read(text, pairs).expect_err("it was accepted").to_string()
+}
+
+#[test]
+fn nothing_configured_gives_the_defaults() {
+    let config = read("", &[]).expect("defaults");
+    assert_eq!(config.relay.max_rows, 200_000);
+    assert_eq!(config.relay.max_bytes, ByteSize(33_554_432));
+    assert_eq!(config.relay.takeover_after.0, Duration::from_secs(15));
+    assert!(config.sinks.is_empty());
+    let missing = config.postgres().expect_err("no url").to_string();
+    assert!(missing.contains("DATABASE_URL"), "{missing}");
+    let missing = config.sink("clickhouse").expect_err("no sink").to_string();
+    assert!(missing.contains("CLICKHOUSE_URL"), "{missing}");
+}
+
+#[test]
+fn the_environment_outranks_the_file_and_our_names_outrank_well_known_ones() {
+    let text = "[postgres]\nurl = 'postgresql://file/db'\n[relay]\nmax_rows = 5\nmax_age = '2s'\n";
+    let url = |config: &Config| {
+        let url = config.postgres.url.as_ref().expect("a url");
+        url.expose_secret().to_owned()
+    };
+    let config = read(text, &[]).expect("the file");
+    assert_eq!(url(&config), "postgresql://file/db");
+    let database = ("DATABASE_URL", "postgresql://database/db");
+    let config = read(text, &[database, ("PILLARBOX_RELAY__MAX_ROWS", "7")]).expect("both");
+    assert_eq!(url(&config), "postgresql://database/db");
+    assert_eq!(config.relay.max_rows, 7);
+    assert_eq!(config.relay.max_age.0, Duration::from_secs(2));
+    let ours = ("PILLARBOX_POSTGRES__URL", "postgresql://ours/db");
+    let config = read(text, &[database, ours]).expect("all");
+    assert_eq!(url(&config), "postgresql://ours/db");
+    let config = read(text, &[("DATABASE_URL", "")]).expect("an empty variable");
+    assert_eq!(url(&config), "postgresql://file/db");
+}
+
+#[test]
+fn sizes_and_durations_are_written_as_people_do() {
+    for (text, bytes) in [
+        ("'32MiB'", 32 << 20),
+        ("'64 kib'", 64 << 10),
+        ("'1MB'", 1_000_000),
+        ("4096", 4096),
+        ("'4096'", 4096),
+    ] {
+        let config = read(&format!("[relay]\nmax_bytes = {text}"), &[]).expect(text);
+        assert_eq!(config.relay.max_bytes, ByteSize(bytes));
+    }
+    let config = read("", &[("PILLARBOX_RELAY__MAX_BYTES", "1048576")]).expect("a number");
+    assert_eq!(config.relay.max_bytes.to_string(), "1MiB");
+    let config = read("[relay]\nmax_age = '1m 30s'", &[]).expect("a duration");
+    assert_eq!(config.relay.max_age.0, Duration::from_secs(90));
+    for bad in ["'32 MiBs'", "'x'", "-1", "'99999999999TiB'", "true"] {
+        let text = refusal(&format!("[relay]\nmax_bytes = {bad}"), &[]);
+        assert!(text.contains("relay.max_bytes"), "{text}");
+    }
+    for bad in ["'soon'", "'-1s'", "5"] {
+        let text = refusal(&format!("[relay]\nmax_age = {bad}"), &[]);
+        assert!(text.contains("relay.max_age"), "{text}");
+    }
+}
+
+#[test]
+fn a_value_out_of_its_bounds_is_named_with_its_limits() {
+    let cases = [
+        (
+            "[relay]\nmax_rows = 0",
+            "relay.max_rows is 0; give it 1 to 1000000",
+        ),
+        ("[relay]\nmax_rows = 1000001", "give it 1 to 1000000"),
+        (
+            "[relay]\nmax_bytes = '257MiB'",
+            "relay.max_bytes is 257MiB; give it 1KiB to 256MiB",
+        ),
+        (
+            "[relay]\nin_flight = 9",
+            "relay.in_flight is 9; give it 1 to 8",
+        ),
+        (
+            "[relay]\ntakeover_after = '1s'",
+            "relay.takeover_after is 1s; give it 3s to 600s",
+        ),
+        (
+            "[relay]\nprobe_min = '1s'",
+            "relay.probe_max is 250ms, below relay.probe_min",
+        ),
+        ("[sinks.Big]\ntable = 'x'", "\"Big\" cannot name a sink"),
+        ("[sinks.a]\ntable = ''", "sinks.a.table is empty"),
+        ("[sinks.a]\nkind = 'kafka'", "kafka"),
+        ("[sinks.a]\nguarantee = 'twice'", "at-least-once"),
+        ("[sinks.a]\nurl = 'tcp://host:9000'", "http interface"),
+    ];
+    for (text, wanted) in cases {
+        let got = refusal(text, &[]);
+        assert!(got.contains(wanted), "{got:?} does not hold {wanted:?}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_an_error_that_names_it() {
+    let cases = [
+        (
+            "[relay]\nmax_row = 5",
+            "unknown key relay.max_row in pillarbox.toml; did you mean max_rows?",
+        ),
+        (
+            "[postgre]\nurl = 'x'",
+            "unknown key postgre.url in pillarbox.toml; did you mean postgres?",
+        ),
+        ("max_rows = 5", "unknown key max_rows in pillarbox.toml"),
+        (
+            "[sinks.a]\ntabel = 'x'",
+            "unknown key sinks.a.tabel in pillarbox.toml; did you mean table?",
+        ),
+        ("[sinks]\nurl = 'x'", "sinks.url"),
+        ("[relay.max_rows]\nx = 1", "relay.max_rows"),
+    ];
+    for (text, wanted) in cases {
+        let got = refusal(text, &[]);
+        assert!(got.contains(wanted), "{got:?} does not hold {wanted:?}");
+    }
+    let got = refusal("", &[("PILLARBOX_RELAY__MAX_ROW", "5")]);
+    assert!(got.contains("PILLARBOX_RELAY__MAX_ROW"), "{got}");
+    let got = refusal("", &[("PILLARBOX_RELAY_MAX_ROWS", "5")]);
+    assert!(got.contains("write PILLARBOX_RELAY__MAX_ROWS"), "{got}");
+    // What Kubernetes sets for services of these names.
+    let kubernetes = [
+        ("PILLARBOX_PORT", "tcp://1"),
+        ("PILLARBOX_RELAY_SERVICE_HOST", "x"),
+    ];
+    read("", &kubernetes).expect("not configuration");
+}
+
+#[test]
+fn a_clickhouse_url_alone_configures_the_sink_clickhouse() {
+    let url = ("CLICKHOUSE_URL", "http://app:p%40ss%2Bw%26rd@one:8123/logs");
+    let config = read("", &[url]).expect("a sink");
+    let sink = config.sink("clickhouse").expect("clickhouse");
+    let [address] = sink
+        .url
+        .addresses("url")
+        .expect("one")
+        .try_into()
+        .expect("one");
+    assert_eq!(address.origin, "http://one:8123");
+    assert_eq!(address.user.as_deref(), Some("app"));
+    assert_eq!(address.password.expect("one").expose_secret(), "p@ss+w&rd");
+    assert_eq!(address.database.as_deref(), Some("logs"));
+    let config = read("[sinks.audit]\ntable = 'audit'", &[url]).expect("the only sink");
+    assert_eq!(config.sinks.keys().collect::<Vec<_>>(), ["audit"]);
+    assert!(!config.sinks["audit"].url.is_empty());
+    let two = "[sinks.a]\nurl = ['http://one', 'https://two/']\n[sinks.clickhouse]\nuser = 'x'";
+    let config = read(two, &[url]).expect("two sinks");
+    let addresses = config.sinks["a"].url.addresses("a").expect("two");
+    let origins: Vec<_> = addresses.iter().map(|a| a.origin.as_str()).collect();
+    assert_eq!(origins, ["http://one:8123", "https://two:8443"]);
+    let variable = ("PILLARBOX_SINKS__CLICKHOUSE__URL", "http://a:1, http://b:2");
+    let config = read("", &[url, variable]).expect("ours");
+    assert_eq!(
+        config.sinks["clickhouse"]
+            .url
+            .addresses("u")
+            .expect("two")
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn no_error_and_no_debug_output_shows_a_secret() {
+    let secret = "hunter2";
+    let texts = [
+        "[postgres]\nurl = 'postgresql://u:hunter2@h/d'\n[sinks.a]\npassword = 'hunter2'\nurl = 'http://u:hunter2@h'",
+        "[sinks.a]\npassword = hunter2",
+        "[sinks.a]\npassword = 'hunter2",
+        "[sinks.a]\npassword = ['hunter2']",
+        "[sinks.a]\nurl = 'hunter2 nonsense://'",
+        "[sinks.a]\nurl = ['http://u:hunter2@h:99999']",
+        "[sinks.a]\nurl = 'ftp://u:hunter2@h'",
+        "[postgres]\nurl = 'postgresql://u:pa?hunter2=x@h/d'",
+        "[postgres]\nurl = { password = 'hunter2' }",
+        "[sinks.a]\nurl = { password = 'hunter2' }",
+    ];
+    for text in texts {
+        let shown = match read(text, &[]) {
+            Err(error) => format!("{error} {error:?}"),
+            Ok(config) => format!("{config:?} {:?}", config.postgres().err()),
+        };
+        assert!(!shown.contains(secret), "{text:?} gives {shown}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_toml_is_named_with_the_line() {
+    let got = refusal("[relay]\nmax_rows = 5\nmax_age = '1s\n", &[]);
+    assert!(got.starts_with("pillarbox.toml, line 3: "), "{got}");
+}
+
+#[test]
+fn a_named_file_that_is_missing_is_an_error() {
+    let missing = Path::new("/nonexistent/pillarbox.toml");
+    let got = Config::load(Some(missing), [])
+        .expect_err("missing")
+        .to_string();
+    assert!(got.contains("/nonexistent/pillarbox.toml"), "{got}");
+}
