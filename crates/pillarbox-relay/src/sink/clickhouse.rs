@@ -10,7 +10,9 @@ mod client;
 mod code;
 mod column;
 mod config;
+mod create;
 mod digest;
+mod events;
 mod lookup;
 mod mapping;
 mod native;
@@ -31,6 +33,8 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 pub use self::config::{ClickHouseConfig, Compression};
+pub use self::create::{CreateOptions, Dialect, statements};
+pub use self::events::{EVENTS_MAX, EventFilter, EventRow};
 pub use self::native::NativeEncoder;
 pub use self::plan::{ClickHousePlan, Window};
 pub use self::report::{ColumnReport, SinkReport};
@@ -77,6 +81,30 @@ impl ClickHouse {
         sink_value: u64,
     ) -> Result<(u64, u64), Trouble> {
         lookup::held(&self.client, plan, &self.table, sink_value).await
+    }
+
+    /// Creates database and table, the best that the server knows, and returns the statements.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or the table exists.
+    pub async fn create(&self, options: &CreateOptions) -> Result<Vec<String>, Trouble> {
+        create::create(&self.client, &self.config, options).await
+    }
+
+    /// Which statements [`ClickHouse::create`] would choose.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn dialect(&self) -> Result<Dialect, Trouble> {
+        create::dialect(&self.client).await
+    }
+
+    /// Reads events, newest first.
+    ///
+    /// # Errors
+    /// When a filter is not valid or the table cannot be asked.
+    pub async fn read_events(&self, filter: &EventFilter) -> Result<Vec<EventRow>, Trouble> {
+        events::read(&self.client, &self.config, filter).await
     }
 
     fn note_view_failure(&self, token: String) {
