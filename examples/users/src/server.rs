@@ -37,6 +37,11 @@ impl Server {
     ///
     /// When PostgreSQL does not answer, has no outbox, or the address is taken.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        ensure!(
+            (0.0..=1.0).contains(&config.fail_rate),
+            "USERS_FAIL_RATE is {}; use a number from 0 to 1",
+            config.fail_rate
+        );
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_DEADLINE)
