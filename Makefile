@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lint
+.PHONY: help setup lint test
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -7,6 +7,10 @@ help: ## Show this list
 setup: ## Install what building and testing needs (Debian 12)
 	@scripts/setup
 
-lint: ## Check formatting and lints
+lint: setup ## Check formatting and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+test: setup ## Run every test on real servers of its own
+	cargo test --workspace --all-features --doc --quiet
+	cargo nextest run --workspace --all-features
