@@ -15,6 +15,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import urllib.parse
 import uuid
@@ -50,7 +51,8 @@ NAME_OF_CODE = {
     62: "SYNTAX_ERROR", 271: "CANNOT_DECOMPRESS", 381: "HTTP_LENGTH_REQUIRED",
     516: "AUTHENTICATION_FAILED", 1002: "UNKNOWN_EXCEPTION", 131: "TOO_LARGE_STRING_SIZE",
 }
-INSERT_WITH_FORMAT = re.compile(r"(?is)\A(\s*insert\s+into\s.*\S)\s+format\s+(\w+)\s*;?\s*\Z")
+INSERT_WITH_FORMAT = re.compile(
+    r"(?is)\A(\s*insert\s+into\s.*?\S)(\s+settings\s.*?)?(\s+format\s+\w+)\s*;?\s*\Z")
 ENGINE_ERROR = re.compile(r"Code: (\d+)\. DB::Exception: ")
 
 
@@ -77,7 +79,7 @@ def engine_failure(error):
 
 def decode_frames(body):
     """Undoes `decompress=1`: blocks of checksum, method, sizes and data."""
-    out, at = [], 0
+    out, at, total = [], 0, 0
     while at < len(body):
         head = body[at + 16:at + 25]
         if len(head) < 9:
@@ -86,7 +88,8 @@ def decode_frames(body):
         block = body[at + 16:at + 16 + packed]
         if packed < 9 or len(block) != packed:
             raise Failure(33, "Cannot read all data: compressed block is cut")
-        if sum(map(len, out)) + plain > BODY_BYTES_MAX:
+        total += plain
+        if total > BODY_BYTES_MAX:
             raise Failure(131, f"Request body is above {BODY_BYTES_MAX} bytes decompressed")
         if checksum(block) != body[at:at + 16]:
             raise Failure(40, "Checksum doesn't match: corrupted data")
@@ -186,9 +189,10 @@ class Request:
             own["readonly"] = "2"
         return own
 
-    def run(self, path):
+    def run(self, data, bodies):
         """Gives the answer's bytes and the summary."""
-        session = connect(path)
+        self.bodies = bodies
+        session = connect(data)
         try:
             if self.parameters.get("database"):
                 session.query("use `" + self.parameters["database"].replace("`", "\\`") + "`")
@@ -208,8 +212,8 @@ class Request:
     def execute(self, session):
         query = self.parameters.get("query", "")
         insert = INSERT_WITH_FORMAT.match(query)
-        if insert and not self.read_only:
-            return self.insert(session, insert.group(1), insert.group(2))
+        if insert and self.body:
+            return self.insert(session, *insert.groups(default=""))
         try:
             text = self.body.decode()
         except UnicodeDecodeError as error:
@@ -219,25 +223,29 @@ class Request:
         sql = "\n".join(part for part in (query, text) if part)
         if not sql.strip():
             raise Failure(62, "Syntax error: Empty query")
-        result = session.query(with_client_query_ids(sql), self.format, params=self.values)
+        return self.answer_of(session.query(
+            with_client_query_ids(sql), self.format, params=self.values))
+
+    def insert(self, session, statement, settings, data_format):
+        """Lets the engine read the body from a file.
+
+        `Connection.send_insert` takes bytes, but its `finish` reports success when the write
+        fails after parsing: constraint, partition limit, view, timeout or KILL QUERY.
+        """
+        with tempfile.NamedTemporaryFile(dir=self.bodies) as file:
+            file.write(self.body)
+            file.flush()
+            source = f" from infile {quote(file.name)} compression 'none'"
+            return self.answer_of(
+                session.query(statement + source + settings + data_format, self.format))
+
+    @staticmethod
+    def answer_of(result):
         summary = {
             "read_rows": result.rows_read(), "read_bytes": result.bytes_read(),
             "written_rows": result.rows_written(), "written_bytes": result.bytes_written(),
             "result_bytes": result.size(), "elapsed_ns": int(result.elapsed() * 1e9)}
         return bytes(result.bytes() or b""), summary
-
-    def insert(self, session, statement, data_format):
-        stream = session.send_insert(statement, data_format)
-        try:
-            if self.body:
-                stream.append(self.body)
-            done = stream.finish()
-        finally:
-            stream.cancel()
-        return b"", {
-            "read_rows": done.rows_written, "read_bytes": done.bytes_written,
-            "written_rows": done.rows_written, "written_bytes": done.bytes_written,
-            "result_bytes": 0, "elapsed_ns": int(done.elapsed * 1e9)}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -273,7 +281,7 @@ class Handler(BaseHTTPRequestHandler):
             request = Request(parameters, body, self.headers.get("Content-Type", ""), read_only)
             query_id = request.query_id
             with self.server.running(query_id):
-                data, summary = request.run(self.server.data)
+                data, summary = request.run(self.server.data, self.server.bodies)
         except Failure as failure:
             return self.fail(failure, query_id)
         headers = {
@@ -411,7 +419,8 @@ def main():
     keeper = connect(data)
     host, _, port = address.rpartition(":")
     server = Server((host, int(port)), Handler)
-    server.data, server.running = data, Running()
+    server.data, server.bodies, server.running = data, data + ".bodies", Running()
+    os.makedirs(server.bodies, exist_ok=True)
     # The engine may have taken the signal for itself.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     print(f"ready on {address}", flush=True)

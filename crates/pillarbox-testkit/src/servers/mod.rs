@@ -2,7 +2,7 @@
 //! as the value lives.
 //!
 //! A server ends with the value that started it, and with the process when that is killed
-//! ([`process`] says how). A URL in the environment replaces a started server; then what needs a
+//! (`process.rs` says how). A URL in the environment replaces a started server; then what needs a
 //! process of ours (kill, pause, restart) is an error. A component that is not installed is an
 //! error naming `make setup`.
 

@@ -8,11 +8,9 @@ use bytes::Bytes;
 use clickhouse::{Client, Compression};
 use pillarbox_testkit::servers::{ClickHouse, Flavour, eventually};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-const TOKEN: &str = "insert_deduplication_token";
-
-fn client(server: &ClickHouse, compression: Compression) -> Client {
+pub(crate) fn client(server: &ClickHouse, compression: Compression) -> Client {
     Client::default()
         .with_url(server.url())
         .with_user(server.user())
@@ -24,7 +22,7 @@ fn client(server: &ClickHouse, compression: Compression) -> Client {
 }
 
 /// One Native block of `(n UInt64, s String)`.
-fn native_block(rows: &[(u64, &str)]) -> Bytes {
+pub(crate) fn native_block(rows: &[(u64, &str)]) -> Bytes {
     let mut out = vec![2];
     varint(&mut out, rows.len());
     out.extend_from_slice(b"\x01n\x06UInt64");
@@ -47,7 +45,7 @@ fn varint(out: &mut Vec<u8>, mut value: usize) {
     out.push(value as u8);
 }
 
-async fn insert(client: &Client, table: &str, rows: &[(u64, &str)]) -> Result<()> {
+pub(crate) async fn insert(client: &Client, table: &str, rows: &[(u64, &str)]) -> Result<()> {
     let sql = format!("insert into {table} (n, s) format Native");
     let mut insert = client.insert_formatted_with(sql);
     insert.send(native_block(rows)).await?;
@@ -55,14 +53,14 @@ async fn insert(client: &Client, table: &str, rows: &[(u64, &str)]) -> Result<()
     Ok(())
 }
 
-async fn create(client: &Client, table: &str, settings: &str) -> Result<()> {
+pub(crate) async fn create(client: &Client, table: &str, settings: &str) -> Result<()> {
     let sql = format!(
         "create table {table} (n UInt64, s String) engine = MergeTree order by n {settings}"
     );
     Ok(client.query(&sql).execute().await?)
 }
 
-async fn count(client: &Client, table: &str) -> Result<u64> {
+pub(crate) async fn count(client: &Client, table: &str) -> Result<u64> {
     Ok(client
         .query(&format!("select count() from {table}"))
         .fetch_one()
@@ -70,7 +68,7 @@ async fn count(client: &Client, table: &str) -> Result<u64> {
 }
 
 /// The code in a server error, which has no field of its own.
-fn code_of(error: &anyhow::Error) -> Option<u32> {
+pub(crate) fn code_of(error: &anyhow::Error) -> Option<u32> {
     let text = format!("{error:#}");
     let at = text.find("Code: ")? + 6;
     text[at..]
@@ -187,115 +185,6 @@ async fn data_survive_kill_and_restart() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_current_engine_deduplicates_by_token() -> Result<()> {
-    let server = ClickHouse::start(Flavour::V26).await?;
-    let plain = client(&server, Compression::Lz4);
-    let token = |token: &str| plain.clone().with_setting(TOKEN, token);
-    create(
-        &plain,
-        "t",
-        "settings non_replicated_deduplication_window = 100",
-    )
-    .await?;
-    insert(&token("it's /1"), "t", &[(1, "a")]).await?;
-    insert(&token("it's /1"), "t", &[(1, "a")]).await?;
-    assert_eq!(count(&plain, "t").await?, 1, "the same token");
-    server.kill()?;
-    server.restart().await?;
-    insert(&token("it's /1"), "t", &[(1, "a")]).await?;
-    assert_eq!(
-        count(&plain, "t").await?,
-        1,
-        "the same token after a restart"
-    );
-    insert(&token("it's /2"), "t", &[(1, "a")]).await?;
-    assert_eq!(
-        count(&plain, "t").await?,
-        2,
-        "the same rows under another token"
-    );
-
-    // Without a token the engine compares content, as a server does.
-    insert(&plain, "t", &[(7, "same")]).await?;
-    insert(&plain, "t", &[(7, "same")]).await?;
-    assert_eq!(
-        count(&plain, "t").await?,
-        3,
-        "identical rows without a token"
-    );
-    insert(&plain, "t", &[(8, "other")]).await?;
-    assert_eq!(count(&plain, "t").await?, 4, "other rows without a token");
-
-    create(&plain, "no_window", "").await?;
-    for _ in 0..2 {
-        insert(&token("x"), "no_window", &[(1, "a")]).await?;
-    }
-    assert_eq!(
-        count(&plain, "no_window").await?,
-        2,
-        "a table without a window ignores tokens"
-    );
-    Ok(())
-}
-
-#[tokio::test]
-async fn an_insert_cut_off_in_the_middle_writes_nothing() -> Result<()> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let server = ClickHouse::start(Flavour::V26).await?;
-    let client = client(&server, Compression::None);
-    create(&client, "t", "").await?;
-    let block = native_block(&[(1, "a")]);
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port()?)).await?;
-    // A whole block, and yet not the whole body.
-    let head = format!(
-        "POST /?query=insert+into+t+format+Native HTTP/1.1\r\nHost: x\r\n\
-         X-ClickHouse-User: {}\r\nX-ClickHouse-Key: {}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n",
-        server.user(),
-        server.password(),
-        block.len()
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(&block).await?;
-    stream.write_all(b"\r\n").await?;
-    stream.shutdown().await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    assert!(
-        answer.is_empty(),
-        "it answered {}",
-        String::from_utf8_lossy(&answer)
-    );
-    assert_eq!(count(&client, "t").await?, 0);
-    Ok(())
-}
-
-#[tokio::test]
-async fn damaged_frames_are_refused() -> Result<()> {
-    let server = ClickHouse::start(Flavour::V26).await?;
-    create(&client(&server, Compression::None), "t", "").await?;
-    let url = format!(
-        "{}/?decompress=1&query=insert+into+t+format+Native",
-        server.url()
-    );
-    let mut frame = vec![0; 16];
-    frame.extend_from_slice(&[0x02, 10, 0, 0, 0, 1, 0, 0, 0, 9]);
-    let request = reqwest::Client::new().post(url).body(frame);
-    let request = request.header("X-ClickHouse-User", server.user());
-    let answer = request
-        .header("X-ClickHouse-Key", server.password())
-        .send()
-        .await?;
-    assert_eq!(answer.headers()["X-ClickHouse-Exception-Code"], "40");
-    assert!(
-        answer
-            .text()
-            .await?
-            .contains("(CHECKSUM_DOESNT_MATCH) (version 26.9")
-    );
-    Ok(())
-}
-
-#[tokio::test]
 async fn a_running_query_is_found_and_killed_by_its_id() -> Result<()> {
     for flavour in Flavour::ALL {
         let server = ClickHouse::start(flavour).await?;
@@ -319,31 +208,6 @@ async fn a_running_query_is_found_and_killed_by_its_id() -> Result<()> {
         let error = anyhow::Error::from(killed.err().context("it was not killed")?);
         assert_eq!(code_of(&error), Some(394), "{flavour:?} {error:#}");
     }
-    Ok(())
-}
-
-#[tokio::test]
-async fn many_requests_at_once_keep_their_settings() -> Result<()> {
-    let server = ClickHouse::start(Flavour::V26).await?;
-    let base = client(&server, Compression::Lz4);
-    create(
-        &base,
-        "t",
-        "settings non_replicated_deduplication_window = 1000",
-    )
-    .await?;
-    let mut tasks = Vec::new();
-    for n in 0..40_u64 {
-        // Each pair shares a token, and so must count once.
-        let client = base.clone().with_setting(TOKEN, format!("pair-{}", n / 2));
-        tasks.push(tokio::spawn(async move {
-            insert(&client, "t", &[(n / 2, "a")]).await
-        }));
-    }
-    for task in tasks {
-        task.await??;
-    }
-    assert_eq!(count(&base, "t").await?, 20);
     Ok(())
 }
 
