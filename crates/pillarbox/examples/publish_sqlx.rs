@@ -21,7 +21,11 @@ impl Event for UserCreated<'_> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let url = std::env::var("DATABASE_URL").context("set DATABASE_URL")?;
-    let pool = sqlx::PgPool::connect(&url).await?;
+    run(&url).await
+}
+
+pub(crate) async fn run(url: &str) -> anyhow::Result<()> {
+    let pool = sqlx::PgPool::connect(url).await?;
 
     let mut tx = pool.begin().await?;
     sqlx::query("create temporary table if not exists users (email text primary key)")

@@ -22,7 +22,11 @@ impl Event for UserCreated<'_> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let url = std::env::var("DATABASE_URL").context("set DATABASE_URL")?;
-    let (mut client, connection) = tokio_postgres::connect(&url, NoTls).await?;
+    run(&url).await
+}
+
+pub(crate) async fn run(url: &str) -> anyhow::Result<()> {
+    let (mut client, connection) = tokio_postgres::connect(url, NoTls).await?;
     let connection = tokio::spawn(connection);
     let publisher = Publisher::new().environment("example");
 

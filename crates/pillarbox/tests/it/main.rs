@@ -7,5 +7,6 @@
 
 mod bouncer;
 mod conformance;
+mod examples;
 mod server;
 mod session;
