@@ -1,6 +1,6 @@
 //! Creates a user and its event in one transaction, and a batch of events, with sqlx.
 //!
-//! `DATABASE_URL=postgresql://… cargo run -p pillarbox --features sqlx --example publish_sqlx`
+//! `DATABASE_URL=postgresql://… cargo run -p pillarbox --example publish_sqlx`
 //! in a database where `pillarbox migrate` has run.
 
 use anyhow::Context;

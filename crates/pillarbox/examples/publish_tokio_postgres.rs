@@ -1,6 +1,6 @@
 //! Creates a user and its event in one transaction, with tokio-postgres.
 //!
-//! `DATABASE_URL=postgresql://… cargo run -p pillarbox --features tokio-postgres --example publish_tokio_postgres`
+//! `DATABASE_URL=postgresql://… cargo run -p pillarbox --example publish_tokio_postgres`
 //! in a database where `pillarbox migrate` has run.
 
 use anyhow::Context;

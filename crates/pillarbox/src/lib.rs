@@ -45,8 +45,13 @@
 //!
 //! # Set-up
 //!
-//! `pillarbox migrate` installs the schema, `pillarbox grant ROLE` lets a role publish. Both work at
-//! any isolation level and behind PgBouncer in transaction mode.
+//! `pillarbox migrate` installs the schema, `pillarbox grant ROLE` lets a role publish.
+//!
+//! Publishing works at any isolation level and behind PgBouncer in transaction mode. It sends unnamed
+//! statements; only on a sqlx connection where the application itself keeps named ones, which tells
+//! that they work there, it keeps one too and spares a round trip. For sqlx behind a PgBouncer
+//! before 1.21 this means `.persistent(false)` on the application's own queries, with or without
+//! Pillarbox.
 
 #![warn(missing_docs, unreachable_pub)]
 

@@ -27,7 +27,7 @@ pub const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Publishes one event in the caller's transaction and returns its id.
 ///
 /// The event exists if and only if that transaction commits; the id can be logged before. One
-/// round trip (sqlx: see the crate's feature), no other network work, nothing spawned.
+/// round trip, two with sqlx where nothing can stay prepared; no other network work, nothing spawned.
 ///
 /// # Errors
 ///

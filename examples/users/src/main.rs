@@ -1,4 +1,7 @@
 //! Starts the sample application, logs, and stops on SIGTERM or SIGINT.
+//!
+//! Environment: `DATABASE_URL`, `LISTEN` (127.0.0.1:8080), `USERS_FAIL_RATE` (0), `LOG_FORMAT`
+//! (`text` or `json`), `RUST_LOG` (info).
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
