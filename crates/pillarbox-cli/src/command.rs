@@ -1,0 +1,12 @@
+//! The subcommands, one file each.
+
+pub(crate) mod events;
+pub(crate) mod grant;
+pub(crate) mod init;
+pub(crate) mod migrate;
+pub(crate) mod publish;
+pub(crate) mod relay;
+pub(crate) mod settings;
+pub(crate) mod sink;
+pub(crate) mod status;
+pub(crate) mod uninstall;

@@ -1,0 +1,51 @@
+//! `pillarbox migrate`: installs the schema.
+
+use clap::Args;
+use pillarbox_relay::schema::{self, Migrated};
+use serde_json::json;
+
+use crate::exit::{Exit, Outcome};
+use crate::{Place, output};
+
+/// Install the schema pillarbox in PostgreSQL
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Safe to run at every deployment and by many at once: it does nothing where the schema is there.
+Needs CREATE on the database and, once per cluster, CREATEROLE.
+
+Examples:
+  pillarbox migrate
+  pillarbox migrate --print | psql       for a database administrator")]
+pub(crate) struct Migrate {
+    /// Print the statements instead of running them
+    #[arg(long)]
+    print: bool,
+}
+
+impl Migrate {
+    pub(crate) async fn run(self, place: &Place) -> Outcome {
+        if self.print {
+            output::line(schema::print().trim_end())?;
+            return Ok(Exit::Done);
+        }
+        let mut session = place.session().await?;
+        let migrated = schema::migrate(session.client_mut()).await?;
+        let version = schema::VERSION;
+        let (word, text) = match migrated {
+            Migrated::Installed => ("installed", "installed the schema pillarbox"),
+            Migrated::UpToDate => ("up-to-date", "the schema pillarbox is up to date"),
+        };
+        if place.json {
+            output::json(&json!({ "result": word, "version": version }))?;
+            return Ok(Exit::Done);
+        }
+        output::line(format!("{text} (version {version})"))?;
+        if migrated == Migrated::Installed {
+            output::next(
+                "let your application publish: pillarbox grant USER --as publisher; \
+                 then register where events go: pillarbox sink create",
+            );
+        }
+        Ok(Exit::Done)
+    }
+}

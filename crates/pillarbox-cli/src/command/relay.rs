@@ -1,0 +1,217 @@
+//! `pillarbox relay`: delivers the events of the outbox to every configured sink.
+
+use clap::Args;
+use pillarbox_relay::backoff::Backoff;
+use pillarbox_relay::batch::Limits;
+use pillarbox_relay::clock::SystemClock;
+use pillarbox_relay::config::{self, Config};
+use pillarbox_relay::relay::{self, Drained, Halt, Options};
+use pillarbox_relay::schema::{self, registry};
+use pillarbox_relay::sink::clickhouse::ClickHouse;
+use pillarbox_relay::source::SourceError;
+use pillarbox_relay::source::postgres::PostgresSource;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::sink::check_fingerprint;
+use crate::destination::Destination;
+use crate::exit::{Exit, Failure, Outcome, chain};
+use crate::{Place, logging, output};
+
+/// Deliver events to every configured sink
+#[derive(Debug, Args)]
+#[command(after_help = "\
+One relay per sink is active; further ones stand by and take over when it falls silent. It needs a
+direct connection to PostgreSQL, not one through a pool. SIGTERM or Ctrl-C stops it cleanly, a
+second one at once, which is as safe.
+
+Examples:
+  pillarbox relay                        runs until it is told to stop
+  pillarbox relay --once                 delivers what is committed and exits (cron, tests)
+  PILLARBOX_LOG_FORMAT=json pillarbox relay")]
+pub(crate) struct Relay {
+    /// Deliver what has been committed up to now, then exit
+    #[arg(long)]
+    once: bool,
+}
+
+type Spine = relay::Relay<PostgresSource, ClickHouse, SystemClock>;
+
+/// How the spine of one sink ended.
+struct Ended {
+    sink: String,
+    result: Result<Drained, Halt>,
+}
+
+impl Relay {
+    pub(crate) async fn run(self, place: &Place) -> Outcome {
+        let config = place.config()?;
+        if self.once {
+            logging::quiet();
+        } else {
+            logging::daemon(&config.log)?;
+        }
+        let destinations = Destination::all(&config)?;
+        if destinations.is_empty() {
+            return Err(Failure::usage(
+                "no sink is configured; set CLICKHOUSE_URL, or add [sinks.clickhouse] \
+                 to pillarbox.toml",
+            ));
+        }
+        let target = config.postgres()?;
+        let stop = CancellationToken::new();
+        let second = signals(stop.clone())?;
+        tokio::select! { biased;
+            outcome = self.deliver(place, &config, &target, destinations, &stop) => outcome,
+            () = second => Err(Failure::failed(anyhow::anyhow!(
+                "stopped at once by a second signal; the next relay settles what was in flight"
+            ))),
+        }
+    }
+
+    async fn deliver(
+        &self,
+        place: &Place,
+        config: &Config,
+        target: &tokio_postgres::Config,
+        destinations: Vec<Destination>,
+        stop: &CancellationToken,
+    ) -> Outcome {
+        if !self.check_registered(place, &destinations, stop).await? {
+            return Ok(Exit::Done);
+        }
+        let options = options(&config.relay);
+        let mut spines = JoinSet::new();
+        for Destination { name, sink, .. } in destinations {
+            let takeover_after = config.relay.takeover_after.0;
+            let source = PostgresSource::new(target.clone(), &name, takeover_after);
+            let spine: Spine = relay::Relay::new(source, sink, SystemClock, options.clone());
+            let span = tracing::info_span!("sink", sink = %name);
+            let (stop, once) = (stop.clone(), self.once);
+            let work = async move {
+                tracing::info!(once, "relay starts");
+                let result = match once {
+                    true => spine.drain(&stop).await,
+                    false => spine.run(&stop).await.map(|()| Drained::default()),
+                };
+                Ended { sink: name, result }
+            };
+            spines.spawn(work.instrument(span));
+        }
+        let mut worst: Option<Failure> = None;
+        while let Some(ended) = spines.join_next().await {
+            let Ended { sink, result } = ended.map_err(Failure::failed)?;
+            match result {
+                Ok(drained) if self.once => report(place, &sink, drained)?,
+                Ok(_) => tracing::info!(sink, "relay stopped"),
+                Err(Halt::Retired) => tracing::warn!(sink, "the sink was retired: relay stopped"),
+                Err(halt) => {
+                    // The others go on: a stopped sink stops no other.
+                    if !spines.is_empty() {
+                        tracing::error!(sink, error = chain(&halt), "relay stopped");
+                    }
+                    worst = Some(failure(&sink, halt));
+                }
+            }
+        }
+        worst.map_or(Ok(Exit::Done), Err)
+    }
+
+    /// Refuses to start when a sink is not registered, or for another table. `false` when told to
+    /// stop meanwhile. A daemon waits for a server that is away.
+    async fn check_registered(
+        &self,
+        place: &Place,
+        destinations: &[Destination],
+        stop: &CancellationToken,
+    ) -> Result<bool, Failure> {
+        let mut failures = 0;
+        loop {
+            let checked = registered(place, destinations).await;
+            let failure = match checked {
+                Ok(()) => return Ok(true),
+                Err(failure) if self.once || failure.exit() != Exit::Unreachable => {
+                    return Err(failure);
+                }
+                Err(failure) => failure,
+            };
+            failures += 1;
+            tracing::warn!(error = failure.text(), "waiting for postgresql");
+            let wait = Backoff::USUAL.wait(failures, 1.0);
+            tokio::select! { biased;
+                () = stop.cancelled() => return Ok(false),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+}
+
+async fn registered(place: &Place, destinations: &[Destination]) -> Result<(), Failure> {
+    let session = place.session().await?;
+    pillarbox_relay::postgres::check_server(session.client()).await?;
+    schema::check_version(session.client()).await?;
+    for destination in destinations {
+        let known = registry::find(session.client(), &destination.name).await?;
+        check_fingerprint(destination, &known.fingerprint)?;
+    }
+    Ok(())
+}
+
+fn options(relay: &config::Relay) -> Options {
+    Options {
+        limits: Limits {
+            rows_max: relay.max_rows,
+            bytes_max: relay.max_bytes.0,
+        },
+        age_max: relay.max_age.0,
+        in_flight_max: usize::try_from(relay.in_flight).unwrap_or(1),
+        probe_min: relay.probe_min.0,
+        probe_max: relay.probe_max.0,
+        ..Options::default()
+    }
+}
+
+/// What a drain did.
+fn report(place: &Place, sink: &str, drained: Drained) -> Result<(), Failure> {
+    let Drained { batches, rows } = drained;
+    if place.json {
+        return output::line(json!({ "sink": sink, "batches": batches, "rows": rows }));
+    }
+    output::line(format!(
+        "delivered {rows} events in {batches} batches to {sink}"
+    ))
+}
+
+/// Cancels `stop` at the first signal; the future ends at the second.
+fn signals(stop: CancellationToken) -> Result<impl Future<Output = ()>, Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        for is_first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if is_first {
+                tracing::info!("stopping after the step at hand; a second signal stops at once");
+                stop.cancel();
+            }
+        }
+    })
+}
+
+fn failure(sink: &str, halt: Halt) -> Failure {
+    let exit = match &halt {
+        Halt::Source(SourceError::Lost(..)) | Halt::GaveUp(_) => Exit::Unreachable,
+        Halt::Source(_) | Halt::Stopped(..) | Halt::Replan(_) => Exit::Refused,
+        Halt::NotActive | Halt::Retired => Exit::Refused,
+        Halt::Stuck(_) => Exit::Failed,
+    };
+    Failure::new(
+        exit,
+        anyhow::Error::from(halt).context(format!("sink {sink}")),
+    )
+}

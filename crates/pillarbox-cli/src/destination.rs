@@ -1,0 +1,122 @@
+//! From the configuration to a sink: what to connect to, and what the registry remembers of it.
+
+use std::time::Duration;
+
+use pillarbox_relay::config::{self, Compression, Config, Promise, SINK};
+use pillarbox_relay::sink::clickhouse::{self, ClickHouse, ClickHouseConfig, ClickHousePlan};
+use pillarbox_relay::sink::{OutboxColumn, Sink as _};
+use tokio_postgres::Client;
+
+use crate::exit::Failure;
+
+/// How long opening a connection to a sink may take: a server that is up answers in milliseconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a statement other than an insert may take.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A configured sink.
+pub(crate) struct Destination {
+    pub(crate) name: String,
+    pub(crate) sink: ClickHouse,
+    /// The sink's configuration, for statements that are only printed.
+    pub(crate) config: ClickHouseConfig,
+}
+
+impl Destination {
+    /// The sink of this name, or the only one, or `clickhouse`.
+    pub(crate) fn find(config: &Config, name: Option<&str>) -> Result<Self, Failure> {
+        let name = match (name, config.sinks.len()) {
+            (Some(name), _) => name,
+            (None, 0) => SINK,
+            (None, 1) => config.sinks.keys().next().map_or(SINK, String::as_str),
+            (None, _) if config.sinks.contains_key(SINK) => SINK,
+            (None, _) => {
+                let names: Vec<&str> = config.sinks.keys().map(String::as_str).collect();
+                return Err(Failure::usage(format!(
+                    "several sinks are configured: say which, {}",
+                    names.join(" or ")
+                )));
+            }
+        };
+        Self::new(name, config.sink(name)?)
+    }
+
+    /// Every configured sink.
+    pub(crate) fn all(config: &Config) -> Result<Vec<Self>, Failure> {
+        let sinks = config.sinks.iter();
+        sinks.map(|(name, sink)| Self::new(name, sink)).collect()
+    }
+
+    fn new(name: &str, sink: &config::Sink) -> Result<Self, Failure> {
+        let addresses = sink.url.addresses(&format!("sinks.{name}.url"))?;
+        if addresses.is_empty() {
+            return Err(Failure::usage(format!(
+                "the sink {name} has no url; set CLICKHOUSE_URL, or url under [sinks.{name}]"
+            )));
+        }
+        let named = addresses.iter().find(|address| address.user.is_some());
+        let (user, password) = match named {
+            Some(address) => (address.user.clone(), address.password.clone()),
+            None => (sink.user.clone(), sink.password.clone()),
+        };
+        let database = addresses
+            .iter()
+            .find_map(|address| address.database.clone());
+        let config = ClickHouseConfig {
+            urls: addresses
+                .into_iter()
+                .map(|address| address.origin)
+                .collect(),
+            user: user.unwrap_or_else(|| "default".to_owned()),
+            password: password.unwrap_or_default(),
+            database: database
+                .or_else(|| sink.database.clone())
+                .unwrap_or_else(|| "default".to_owned()),
+            table: sink.table.clone(),
+            compression: match sink.compression {
+                Compression::Lz4 => clickhouse::Compression::Lz4,
+                Compression::None => clickhouse::Compression::None,
+            },
+            connect_timeout: CONNECT_TIMEOUT,
+            insert_timeout: sink.insert_timeout.0,
+            query_timeout: QUERY_TIMEOUT,
+            at_least_once_allowed: sink.guarantee == Promise::AtLeastOnce,
+            expression_columns: Vec::new(),
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            sink: ClickHouse::new(config.clone())?,
+            config,
+        })
+    }
+
+    /// What the registry remembers: the table, not its address, which may change.
+    pub(crate) fn fingerprint(&self) -> String {
+        format!("clickhouse:{}", self.table())
+    }
+
+    /// `database.table`.
+    pub(crate) fn table(&self) -> String {
+        format!("{}.{}", self.config.database, self.config.table)
+    }
+
+    /// Runs the preflight against the outbox of this session.
+    pub(crate) async fn prepare(&self, outbox: &Client) -> Result<ClickHousePlan, Failure> {
+        let columns = outbox_columns(outbox).await?;
+        Ok(self.sink.prepare(&columns).await?)
+    }
+}
+
+/// The columns of the outbox, for a preflight without being the active relay.
+pub(crate) async fn outbox_columns(client: &Client) -> Result<Vec<OutboxColumn>, Failure> {
+    const COLUMNS: &str = include_str!("destination/outbox_columns.sql");
+    let rows = client.query(COLUMNS, &[]).await?;
+    let read = |row: &tokio_postgres::Row| OutboxColumn {
+        name: row.get(0),
+        type_oid: row.get(1),
+        type_name: row.get(2),
+        not_null: row.get(3),
+    };
+    Ok(rows.iter().map(read).collect())
+}
