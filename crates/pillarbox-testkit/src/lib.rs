@@ -1,3 +1,4 @@
 //! What the tests, the demo and the benchmarks stand on: real servers, started for one process.
 
+pub mod oracle;
 pub mod servers;

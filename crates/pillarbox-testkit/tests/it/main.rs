@@ -2,4 +2,5 @@
 
 mod clickhouse_current;
 mod clickhouse_servers;
+mod oracle;
 mod servers;
