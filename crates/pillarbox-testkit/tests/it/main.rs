@@ -2,5 +2,9 @@
 
 mod clickhouse_current;
 mod clickhouse_servers;
+mod clickhouse_sink;
+mod killed;
 mod oracle;
+mod outbox;
+mod schema;
 mod servers;
