@@ -1,4 +1,5 @@
 //! What the tests, the demo and the benchmarks stand on: real servers, started for one process.
 
+pub mod fake;
 pub mod oracle;
 pub mod servers;
