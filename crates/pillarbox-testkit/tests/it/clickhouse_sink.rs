@@ -1,6 +1,5 @@
 //! The ClickHouse sink on both real engines.
 
-mod bench;
 mod doubt;
 mod exactness;
 mod refusal;
@@ -112,13 +111,28 @@ fn window(flavour: Flavour) -> &'static str {
 }
 
 /// A sealed batch of the events and its encoded blocks.
-fn seal(plan: &ClickHousePlan, number: i64, events: &[Event]) -> Result<(Batch, Vec<EncodedBlock>)> {
+fn seal(
+    plan: &ClickHousePlan,
+    number: i64,
+    events: &[Event],
+) -> Result<(Batch, Vec<EncodedBlock>)> {
     let mut encoder = plan.encoder(sink_value(ORIGIN, number));
     for (id, event) in events.iter().enumerate() {
-        let owned: Vec<_> = plan.columns().iter().map(|column| event.field(column)).collect();
+        let owned: Vec<_> = plan
+            .columns()
+            .iter()
+            .map(|column| event.field(column))
+            .collect();
         let fields: Vec<_> = owned.iter().map(Option::as_deref).collect();
-        let at = Cut { tx: 700, id: i64::try_from(id)? };
-        if encoder.push(&Row { at, fields: &fields })? == Pushed::NoRoom {
+        let at = Cut {
+            tx: 700,
+            id: i64::try_from(id)?,
+        };
+        if encoder.push(&Row {
+            at,
+            fields: &fields,
+        })? == Pushed::NoRoom
+        {
             bail!("event {id} found no room");
         }
     }
@@ -133,7 +147,9 @@ fn seal(plan: &ClickHousePlan, number: i64, events: &[Event]) -> Result<(Batch, 
         span: position.next_span(Snapshot::origin()),
         rows: map.iter().map(|block| block.rows).sum(),
         bytes: 0,
-        digest: map.iter().fold(0, |sum, block| sum.wrapping_add(block.digest)),
+        digest: map
+            .iter()
+            .fold(0, |sum, block| sum.wrapping_add(block.digest)),
         blocks: map,
         sealed_at: SystemTime::now(),
     };
@@ -148,7 +164,11 @@ async fn send(
     blocks: &[EncodedBlock],
     ordinal: usize,
 ) -> Delivery {
-    let insert = Insert { batch, ordinal, body: &blocks[ordinal].body };
+    let insert = Insert {
+        batch,
+        ordinal,
+        body: &blocks[ordinal].body,
+    };
     sink.deliver(plan, &insert, 1).await
 }
 
@@ -169,16 +189,25 @@ async fn deliver(
 }
 
 fn young() -> Doubt {
-    Doubt { age: Duration::from_secs(1), blocks_since: 0 }
+    Doubt {
+        age: Duration::from_secs(1),
+        blocks_since: 0,
+    }
 }
 
 fn old() -> Doubt {
-    Doubt { age: Duration::from_secs(1_000_000), blocks_since: 1_000_000 }
+    Doubt {
+        age: Duration::from_secs(1_000_000),
+        blocks_since: 1_000_000,
+    }
 }
 
 /// Why a preparation was refused.
 async fn refusal(sink: &ClickHouse) -> Result<Trouble> {
-    sink.prepare(&outbox()).await.err().context("the preflight passed")
+    sink.prepare(&outbox())
+        .await
+        .err()
+        .context("the preflight passed")
 }
 
 async fn number(server: &Server, sql: &str) -> Result<u64> {

@@ -16,7 +16,7 @@ use hyper::{Method, Request};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioExecutor;
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
@@ -25,8 +25,6 @@ use super::code;
 use super::config::{ClickHouseConfig, Compression, without_secrets};
 use super::payload::{Meter, Payload, Sent};
 
-/// Connections without work close before the server's own limit of 3 s does it under our hands.
-const IDLE_MAX: Duration = Duration::from_secs(2);
 /// A result larger than this is a mistake of ours.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -286,8 +284,9 @@ fn http_client(
         .enable_http1()
         .wrap_connector(tcp);
     Ok(HyperClient::builder(TokioExecutor::new())
-        .pool_idle_timeout(IDLE_MAX)
-        .pool_timer(TokioTimer::new())
+        // No connection is kept: on one that the server had closed meanwhile, "never arrived" could
+        // not be told from "lost". Inserts are few and large.
+        .pool_max_idle_per_host(0)
         .build(connector))
 }
 

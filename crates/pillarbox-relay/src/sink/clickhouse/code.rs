@@ -97,5 +97,5 @@ pub(super) const ACCESS: [u32; 8] = [
     291, // DATABASE_ACCESS_DENIED
     ACCESS_DENIED,
     AUTHENTICATION_FAILED,
-    574, // CANNOT_PARSE_ACL / ACCESS_ENTITY (names differ between versions)
+    574, // DISTRIBUTED_TOO_MANY_PENDING_BYTES
 ];

@@ -11,7 +11,7 @@ use super::{settings, sql};
 
 /// Views that feed views that feed views: a chain longer than this is a mistake.
 const VIEWS_MAX: usize = 200;
-/// Column names that the column list of `system.tables` has only on current servers.
+/// Table settings that decide about deduplication.
 const WINDOW_SETTINGS: [&str; 4] = [
     "non_replicated_deduplication_window",
     "replicated_deduplication_window",
@@ -253,50 +253,49 @@ impl Table {
             .collect()
     }
 
-    /// The table that this materialized view writes into: named after TO, or an inner one.
+    /// The table that this materialized view writes into. Current servers say it; before, it is
+    /// named after TO or is an inner one, named after the view or its id.
     async fn target(&self, client: &Client) -> Result<Option<Self>, Fault> {
+        let in_system = "SELECT name FROM system.columns WHERE database = 'system' \
+                         AND table = 'tables' AND name IN ('target_table', 'uuid')";
+        let known: Vec<Name> = client.rows(in_system).await?;
+        let knows = |name: &str| known.iter().any(|column| column.name == name);
         let (database, name) = match target_name(&self.create_table_query) {
             Some((database, name)) => (database.unwrap_or_else(|| self.database.clone()), name),
-            None => match self.inner_name(client).await? {
-                Some(name) => (self.database.clone(), name),
-                None => return Ok(None),
-            },
+            None if knows("target_table") => self.said(client, "target_table").await?,
+            None if knows("uuid") => {
+                self.said(client, "concat('.inner_id.', toString(uuid))")
+                    .await?
+            }
+            None => (self.database.clone(), format!(".inner.{}", self.name)),
         };
-        Self::find(client, &database, &name).await
+        match Self::find(client, &database, &name).await? {
+            Some(table) => Ok(Some(table)),
+            None => Self::find(client, &database, &format!(".inner.{}", self.name)).await,
+        }
     }
 
-    /// The hidden table of a view without TO: by the view's name, or by its id on current servers.
-    async fn inner_name(&self, client: &Client) -> Result<Option<String>, Fault> {
-        #[derive(Deserialize)]
-        struct Name {
-            name: String,
-        }
-        let of_columns = format!(
-            "SELECT name FROM system.columns WHERE database = 'system' AND table = 'tables' \
-             AND name = {}",
-            sql::text("uuid")
-        );
-        let by_id = !client.rows::<Name>(&of_columns).await?.is_empty();
-        let (database, view) = (sql::text(&self.database), sql::text(&self.name));
-        let ids = if by_id {
-            format!(
-                ", (SELECT concat('.inner_id.', toString(uuid)) FROM system.tables \
-                 WHERE database = {database} AND name = {view})"
-            )
-        } else {
-            String::new()
-        };
-        let inner = sql::text(&format!(".inner.{}", self.name));
+    /// The database of this view, and what `expression` says about it in `system.tables`.
+    async fn said(&self, client: &Client, expression: &str) -> Result<(String, String), Fault> {
         let statement = format!(
-            "SELECT name FROM system.tables WHERE database = {database} AND name IN ({inner}{ids})"
+            "SELECT said AS name FROM (SELECT {expression} AS said FROM system.tables \
+             WHERE database = {} AND name = {})",
+            sql::text(&self.database),
+            sql::text(&self.name)
         );
-        Ok(client
-            .rows::<Name>(&statement)
-            .await?
+        let found: Vec<Name> = client.rows(&statement).await?;
+        let name = found
             .into_iter()
             .next()
-            .map(|found| found.name))
+            .map(|found| found.name)
+            .unwrap_or_default();
+        Ok((self.database.clone(), name))
     }
+}
+
+#[derive(Deserialize)]
+struct Name {
+    name: String,
 }
 
 /// Database and name after `TO` in `CREATE MATERIALIZED VIEW a.b TO c.d (…) AS …`.

@@ -1,1 +1,327 @@
-//! Tests of the pure parts.
+//! The encoder, taken apart again by a decoder of Native that knows nothing of it.
+
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+use proptest::prelude::*;
+
+use super::column::{ColumnType, Given};
+use super::digest;
+use super::native::{BLOCKS_MAX, NativeEncoder};
+use super::partition::Rule;
+use super::plan::{Layout, Planned};
+use crate::batch::{EncodedBlock, Row};
+use crate::sink::{Encoder, Pushed, RowError};
+use crate::snapshot::Cut;
+
+const PG_EPOCH_US: i64 = 946_684_800_000_000;
+const DAY_US: i64 = 86_400_000_000;
+
+fn layout(columns: &[(&str, Given, &str)], partition: &str) -> Arc<Layout> {
+    let columns: Vec<Planned> = columns
+        .iter()
+        .map(|(name, given, of)| Planned {
+            name: (*name).to_owned(),
+            given: *given,
+            of: ColumnType::parse(of).unwrap(),
+        })
+        .collect();
+    let find = |name: &str| {
+        let at = columns.iter().position(|column| column.name == name)?;
+        Some((at, columns[at].of.clone()))
+    };
+    let rule = Rule::parse(partition, &TimeZone::UTC, find).unwrap();
+    let digest = (0..columns.len()).collect();
+    Arc::new(Layout {
+        columns,
+        digest,
+        batch: true,
+        rule,
+    })
+}
+
+fn push(encoder: &mut NativeEncoder, fields: &[Option<&[u8]>]) -> Result<Pushed, RowError> {
+    encoder.push(&Row {
+        at: Cut { tx: 7, id: 1 },
+        fields,
+    })
+}
+
+fn timestamp(us: i64) -> [u8; 8] {
+    (us - PG_EPOCH_US).to_be_bytes()
+}
+
+/// Reads a Native block into its columns: name, type, values.
+fn decode(block: &EncodedBlock) -> Vec<(String, String, Vec<Vec<u8>>)> {
+    let bytes = block.body.concat();
+    let mut rest = bytes.as_slice();
+    let (columns, rows) = (varint(&mut rest), varint(&mut rest));
+    assert_eq!(rows, block.block.rows);
+    let decoded = (0..columns).map(|_| {
+        let (name, of) = (string(&mut rest), string(&mut rest));
+        let of = String::from_utf8(of).unwrap();
+        let base = of
+            .strip_prefix("Nullable(")
+            .and_then(|of| of.strip_suffix(')'));
+        let nulls = base.map(|_| take(&mut rest, rows as usize).to_vec());
+        let values = (0..rows as usize).map(|row| {
+            let value = value(&mut rest, base.unwrap_or(&of));
+            let is_null = nulls.as_ref().is_some_and(|nulls| nulls[row] == 1);
+            if is_null { b"null".to_vec() } else { value }
+        });
+        let values = values.collect();
+        (String::from_utf8(name).unwrap(), of, values)
+    });
+    let decoded = decoded.collect();
+    assert!(rest.is_empty());
+    decoded
+}
+
+fn value(rest: &mut &[u8], of: &str) -> Vec<u8> {
+    let width = match of {
+        "String" => return string(rest),
+        "UInt8" | "Int8" | "Bool" => 1,
+        "UInt16" | "Int16" | "Date" => 2,
+        "UInt32" | "Int32" | "Float32" | "Date32" => 4,
+        "UUID" => 16,
+        of if of.starts_with("DateTime") && !of.starts_with("DateTime64") => 4,
+        _ => 8,
+    };
+    take(rest, width).to_vec()
+}
+
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> &'a [u8] {
+    let (taken, left) = rest.split_at(count);
+    *rest = left;
+    taken
+}
+
+fn varint(rest: &mut &[u8]) -> u64 {
+    let mut number = 0;
+    for shift in (0..).step_by(7) {
+        let byte = take(rest, 1)[0];
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    number
+}
+
+fn string(rest: &mut &[u8]) -> Vec<u8> {
+    let length = varint(rest) as usize;
+    take(rest, length).to_vec()
+}
+
+proptest! {
+    // Each case hashes up to 1.5 MB, slowly in a debug build.
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_block_holds_exactly_its_rows(
+        rows in proptest::collection::vec((
+            any::<Vec<u8>>(),
+            0_i64..=i64::from(u32::MAX) * 1_000_000 + 999_999,
+            any::<u32>(),
+            proptest::option::of(any::<[u8; 16]>()),
+        ), 1..60),
+        large in 0_usize..1_500_000,
+    ) {
+        let layout = layout(&[
+            ("text", Given::Text, "LowCardinality(String)"),
+            ("at", Given::Timestamp, "DateTime('UTC')"),
+            ("number", Given::Int8, "UInt32"),
+            ("uuid", Given::Uuid, "Nullable(UUID)"),
+        ], "");
+        let mut encoder = NativeEncoder::new(layout, 0xABCD);
+        let mut expected: Vec<Vec<Vec<u8>>> = vec![Vec::new(); 4];
+        let mut sum = 0_u64;
+        for (at, (text, us, number, uuid)) in rows.iter().enumerate() {
+            let text = if at == 0 { vec![b'x'; large] } else { text.clone() };
+            let (time, wide) = (timestamp(*us), i64::from(*number).to_be_bytes());
+            let pushed = push(&mut encoder, &[
+                Some(&text), Some(&time), Some(&wide), uuid.as_ref().map(<[u8; 16]>::as_slice),
+            ]);
+            prop_assert_eq!(pushed, Ok(Pushed::Taken));
+            let seconds = us / 1_000_000;
+            let shown = uuid.map(uuid::Uuid::from_bytes);
+            let row = format!("{}:", text.len()).into_bytes().into_iter().chain(text.clone())
+                .chain(format!("{}:{seconds}{}:{number}{}", seconds.to_string().len(),
+                    number.to_string().len(), shown.map_or("~".to_owned(), |id| format!("36:{id}"))).into_bytes());
+            sum = sum.wrapping_add(digest::hash(&row.collect::<Vec<u8>>()));
+            expected[0].push(text);
+            expected[1].push((seconds as u32).to_le_bytes().to_vec());
+            expected[2].push(number.to_le_bytes().to_vec());
+            expected[3].push(uuid.map_or(b"null".to_vec(), |id| {
+                id[..8].iter().rev().chain(id[8..].iter().rev()).copied().collect()
+            }));
+        }
+        let blocks = encoder.finish();
+        prop_assert_eq!(blocks.len(), 1);
+        prop_assert_eq!(blocks[0].block.digest, sum);
+        let decoded = decode(&blocks[0]);
+        let types: Vec<&str> = decoded.iter().map(|(_, of, _)| of.as_str()).collect();
+        prop_assert_eq!(types, ["String", "DateTime('UTC')", "UInt32", "Nullable(UUID)", "UInt64"]);
+        for (column, expected) in decoded.iter().zip(&expected) {
+            prop_assert_eq!(&column.2, expected);
+        }
+        prop_assert!(decoded[4].2.iter().all(|value| value == &0xABCD_u64.to_le_bytes()));
+    }
+
+    #[test]
+    fn an_integer_fits_or_is_refused(value in any::<i64>(), small in -300_i64..300, use_small: bool) {
+        let value = if use_small { small } else { value };
+        let cases: [(&str, bool); 8] = [
+            ("UInt8", u8::try_from(value).is_ok()), ("Int8", i8::try_from(value).is_ok()),
+            ("UInt16", u16::try_from(value).is_ok()), ("Int16", i16::try_from(value).is_ok()),
+            ("UInt32", u32::try_from(value).is_ok()), ("Int32", i32::try_from(value).is_ok()),
+            ("UInt64", value >= 0), ("Int64", true),
+        ];
+        for (of, fits) in cases {
+            let mut encoder = NativeEncoder::new(layout(&[("n", Given::Int8, of)], ""), 1);
+            prop_assert_eq!(push(&mut encoder, &[Some(&value.to_be_bytes())]).is_ok(), fits);
+            if fits {
+                let decoded = decode(&encoder.finish()[0]);
+                let bytes = &decoded[0].2[0];
+                prop_assert_eq!(bytes.as_slice(), &value.to_le_bytes()[..bytes.len()]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_refused_row_names_the_column_and_leaves_the_encoder_as_it_was() {
+    let columns = [
+        ("at", Given::Timestamp, "DateTime"),
+        ("text", Given::Text, "String"),
+    ];
+    let mut encoder = NativeEncoder::new(layout(&columns, "toYYYYMM(at)"), 1);
+    let good = timestamp(1_000_000);
+    push(&mut encoder, &[Some(&good), Some(b"x")]).unwrap();
+    let before = format!("{encoder:?}");
+    let late = timestamp((i64::from(u32::MAX) + 1) * 1_000_000);
+    let (infinite, early) = (i64::MAX.to_be_bytes(), timestamp(-1));
+    for (at, text, named) in [
+        (Some(&infinite[..]), Some(&b"secret"[..]), "at"),
+        (Some(&early[..]), Some(b"secret"), "at"),
+        (Some(&late[..]), Some(b"secret"), "at"),
+        (Some(b"short"), Some(b"secret"), "at"),
+        (None, Some(b"secret"), "at"),
+        (Some(&good), None, "text"),
+    ] {
+        let error = push(&mut encoder, &[at, text]).unwrap_err();
+        assert_eq!((error.tx, error.id, error.column.as_str()), (7, 1, named));
+        assert!(!error.to_string().contains("secret"));
+        assert_eq!(format!("{encoder:?}"), before);
+    }
+    assert_eq!(encoder.finish()[0].block.rows, 1);
+}
+
+#[test]
+fn precision_is_cut_towards_the_past() {
+    for (precision, us, ticks) in [
+        (0, -1, -1),
+        (3, 1_999, 1),
+        (3, -1, -1),
+        (6, -1, -1),
+        (9, 1, 1_000),
+        (9, -1, -1_000),
+    ] {
+        let of = format!("DateTime64({precision}, 'UTC')");
+        let mut encoder = NativeEncoder::new(layout(&[("at", Given::Timestamp, &of)], ""), 1);
+        push(&mut encoder, &[Some(&timestamp(us))]).unwrap();
+        let decoded = decode(&encoder.finish()[0]);
+        assert_eq!(decoded[0].2[0], i64::to_le_bytes(ticks), "{of} {us}");
+    }
+}
+
+#[test]
+fn blocks_come_in_the_order_of_their_first_rows_and_have_a_limit() {
+    let columns = [("at", Given::Timestamp, "DateTime64(6, 'UTC')")];
+    let mut encoder = NativeEncoder::new(layout(&columns, "toYYYYMMDD(at)"), 1);
+    for day in (0..BLOCKS_MAX as i64).rev().chain(0..3) {
+        assert_eq!(
+            push(&mut encoder, &[Some(&timestamp(day * DAY_US))]),
+            Ok(Pushed::Taken)
+        );
+    }
+    let one_more = timestamp(99 * DAY_US);
+    assert_eq!(push(&mut encoder, &[Some(&one_more)]), Ok(Pushed::NoRoom));
+    // A row of a partition that is open still finds room.
+    assert_eq!(
+        push(&mut encoder, &[Some(&timestamp(0))]),
+        Ok(Pushed::Taken)
+    );
+    let blocks = encoder.finish();
+    assert_eq!(blocks.len(), BLOCKS_MAX);
+    assert_eq!(blocks[0].block.partition, "19700201");
+    assert_eq!(blocks[31].block.partition, "19700101");
+    assert_eq!((blocks[31].block.rows, blocks[29].block.rows), (3, 2));
+}
+
+#[test]
+fn types_that_are_not_written_are_refused() {
+    for of in [
+        "Array(UInt8)",
+        "Decimal(9, 2)",
+        "DateTime64(10)",
+        "DateTime('Nowhere/Land')",
+        "Map(String, String)",
+    ] {
+        assert_eq!(ColumnType::parse(of), None, "{of}");
+    }
+    let nullable = ColumnType::parse("LowCardinality(Nullable(String))").unwrap();
+    assert_eq!(
+        (nullable.nullable, nullable.wire.as_str()),
+        (true, "Nullable(String)")
+    );
+}
+
+/// `cargo test --release -p pillarbox-relay encode_rows_per_second -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn encode_rows_per_second() {
+    const ROWS: u32 = 500_000;
+    let columns = [
+        ("event_id", Given::Uuid, "UUID"),
+        ("event_type", Given::Text, "LowCardinality(String)"),
+        ("event_date_time", Given::Timestamp, "DateTime64(6, 'UTC')"),
+        ("environment", Given::Text, "LowCardinality(String)"),
+        ("event_context", Given::Text, "String"),
+        ("metadata_version", Given::Int8, "UInt64"),
+    ];
+    let layout = layout(&columns, "toYYYYMM(event_date_time)");
+    let (time, context) = (timestamp(1_795_176_000_000_000), [b'x'; 314]);
+    for _ in 0..3 {
+        let started = std::time::Instant::now();
+        let mut encoder = NativeEncoder::new(Arc::clone(&layout), 1);
+        for _ in 0..ROWS {
+            push(
+                &mut encoder,
+                &[
+                    Some(&[7; 16]),
+                    Some(b"user_created"),
+                    Some(&time),
+                    Some(b"production"),
+                    Some(&context),
+                    Some(&1_i64.to_be_bytes()),
+                ],
+            )
+            .unwrap();
+        }
+        let blocks = encoder.finish();
+        let encoded = started.elapsed().as_secs_f64();
+        let text = [b'x'; 450];
+        let started = std::time::Instant::now();
+        let hashes = (0..ROWS).fold(0_u64, |sum, _| {
+            sum.wrapping_add(digest::hash(std::hint::black_box(&text)))
+        });
+        let hashed = started.elapsed().as_secs_f64();
+        println!(
+            "{:.0} rows/s encoded, of it {:.0} % hashing 450 bytes a row ({hashes}); {} pieces",
+            f64::from(ROWS) / encoded,
+            100.0 * hashed / encoded,
+            blocks[0].body.len()
+        );
+    }
+}

@@ -72,7 +72,7 @@ fn of_answer(answer: &Answer, attempt: u32) -> Meaning {
     };
     match code {
         code::TOO_MANY_PARTS => of_parts(answer),
-        code::MEMORY_LIMIT_EXCEEDED if answer.says("(total)") => Refused(Reaction::Backoff),
+        code::MEMORY_LIMIT_EXCEEDED if is_total(answer) => Refused(Reaction::Backoff),
         code::MEMORY_LIMIT_EXCEEDED => InDoubt(Reaction::Slower),
         // Without a keeper nothing starts; in the middle it would be another matter.
         code::NO_ZOOKEEPER if answer.sent < Sent::All || starts_without_keeper(answer) => {
@@ -105,6 +105,12 @@ fn of_parts(answer: &Answer) -> Meaning {
     } else {
         Meaning::InDoubt(Reaction::Slower)
     }
+}
+
+/// The server's memory is full, not this insert's share: "Memory limit (total) exceeded", and "Total
+/// memory limit exceeded" since 26.
+fn is_total(answer: &Answer) -> bool {
+    answer.says("(total)") || answer.says("total memory limit")
 }
 
 fn starts_without_keeper(answer: &Answer) -> bool {
@@ -164,3 +170,6 @@ fn remedy(fault: &Fault) -> Option<&'static str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

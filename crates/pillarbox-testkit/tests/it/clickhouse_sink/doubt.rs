@@ -13,14 +13,20 @@ async fn the_same_token_inserts_once_and_without_one_twice() -> Result<()> {
     let sink = sink(&server, "events")?;
     sink.create(&CreateOptions::default()).await?;
     let plan = sink.prepare(&outbox()).await?;
-    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US), Event::at(NOON_US + 40 * DAY_US)])?;
+    let (batch, blocks) = seal(
+        &plan,
+        1,
+        &[Event::at(NOON_US), Event::at(NOON_US + 40 * DAY_US)],
+    )?;
     assert_eq!(blocks.len(), 2);
     for _ in 0..3 {
         deliver(&sink, &plan, &batch, &blocks).await?;
     }
     assert_eq!(number(&server, "select count() from events").await?, 2);
     // The negative control: the same blocks without a window.
-    server.query("alter table events modify setting non_replicated_deduplication_window = 0").await?;
+    server
+        .query("alter table events modify setting non_replicated_deduplication_window = 0")
+        .await?;
     let plan = sink.prepare(&outbox()).await?;
     assert_eq!(plan.guarantee(), Guarantee::Lookup);
     let (batch, blocks) = seal(&plan, 2, &[Event::at(NOON_US)])?;
@@ -38,16 +44,27 @@ async fn a_lookup_finds_all_nothing_or_part() -> Result<()> {
         let sink = sink(&server, "events")?;
         sink.create(&CreateOptions::default()).await?;
         let plan = sink.prepare(&outbox()).await?;
-        let events = [Event::at(NOON_US), Event::at(NOON_US + 1), Event::at(NOON_US - 40 * DAY_US)];
+        let events = [
+            Event::at(NOON_US),
+            Event::at(NOON_US + 1),
+            Event::at(NOON_US - 40 * DAY_US),
+        ];
         let (batch, blocks) = seal(&plan, 3, &events)?;
         let resolved = async |batch: &Batch, ordinal: usize| {
-            let insert = Insert { batch, ordinal, body: &blocks[ordinal].body };
+            let insert = Insert {
+                batch,
+                ordinal,
+                body: &blocks[ordinal].body,
+            };
             sink.resolve(&plan, &insert, old()).await
         };
         assert!(matches!(resolved(&batch, 0).await?, Resolution::Resend));
         let sent = send(&sink, &plan, &batch, &blocks, 0).await;
         assert!(matches!(sent, Delivery::Delivered(_)), "{sent:?}");
-        assert!(matches!(resolved(&batch, 0).await?, Resolution::Delivered(_)));
+        assert!(matches!(
+            resolved(&batch, 0).await?,
+            Resolution::Delivered(_)
+        ));
         // The other partition of the same batch is a matter of its own.
         assert!(matches!(resolved(&batch, 1).await?, Resolution::Resend));
         let mut more = batch.clone();
@@ -59,10 +76,20 @@ async fn a_lookup_finds_all_nothing_or_part() -> Result<()> {
         assert!(trouble.reason.contains("holds 2 rows"), "{trouble}");
         let mut other = batch.clone();
         other.blocks[0].digest ^= 1;
-        assert!(matches!(resolved(&other, 0).await?, Resolution::Undecidable(_)));
+        assert!(matches!(
+            resolved(&other, 0).await?,
+            Resolution::Undecidable(_)
+        ));
         if flavour == Flavour::V26 {
-            let insert = Insert { batch: &batch, ordinal: 0, body: &blocks[0].body };
-            assert!(matches!(sink.resolve(&plan, &insert, young()).await?, Resolution::Resend));
+            let insert = Insert {
+                batch: &batch,
+                ordinal: 0,
+                body: &blocks[0].body,
+            };
+            assert!(matches!(
+                sink.resolve(&plan, &insert, young()).await?,
+                Resolution::Resend
+            ));
         }
     }
     Ok(())
@@ -72,18 +99,30 @@ async fn a_lookup_finds_all_nothing_or_part() -> Result<()> {
 async fn a_forgotten_token_without_the_column_batch_is_undecidable() -> Result<()> {
     let server = Server::start(Flavour::V26).await?;
     let windows = window(Flavour::V26);
-    server.query(&format!(
-        "create table five ({FIVE_COLUMNS}) engine = MergeTree order by event_type {windows}"
-    )).await?;
+    server
+        .query(&format!(
+            "create table five ({FIVE_COLUMNS}) engine = MergeTree order by event_type {windows}"
+        ))
+        .await?;
     let sink = sink(&server, "five")?;
     let plan = sink.prepare(&outbox()).await?;
     let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
-    let insert = Insert { batch: &batch, ordinal: 0, body: &blocks[0].body };
-    assert!(matches!(sink.resolve(&plan, &insert, young()).await?, Resolution::Resend));
+    let insert = Insert {
+        batch: &batch,
+        ordinal: 0,
+        body: &blocks[0].body,
+    };
+    assert!(matches!(
+        sink.resolve(&plan, &insert, young()).await?,
+        Resolution::Resend
+    ));
     let Resolution::Undecidable(trouble) = sink.resolve(&plan, &insert, old()).await? else {
         bail!("it was decided");
     };
-    assert!(trouble.reason.contains("ADD COLUMN batch UInt64"), "{trouble}");
+    assert!(
+        trouble.reason.contains("ADD COLUMN batch UInt64"),
+        "{trouble}"
+    );
     Ok(())
 }
 
@@ -140,24 +179,47 @@ async fn a_connection_cut_after_the_first_byte_is_unknown() -> Result<()> {
     let real = sink(&server, "events")?;
     real.create(&CreateOptions::default()).await?;
     let plan = real.prepare(&outbox()).await?;
-    let large = Event { event_context: vec![b'x'; 20_000_000], ..Event::at(NOON_US) };
+    let large = Event {
+        event_context: vec![b'x'; 20_000_000],
+        ..Event::at(NOON_US)
+    };
     let (batch, blocks) = seal(&plan, 1, &[large])?;
     let via = |url: String| {
         let timeout = Duration::from_millis(500);
-        ClickHouse::new(ClickHouseConfig { urls: vec![url], insert_timeout: timeout, ..config(&server, "events") })
+        ClickHouse::new(ClickHouseConfig {
+            urls: vec![url],
+            insert_timeout: timeout,
+            ..config(&server, "events")
+        })
     };
     for (takes, answers) in [
         (100_000, Some("")),
         (1, Some("")),
         (100_000, None),
         (1, Some("HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nhalf")),
-        (1, Some("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n")),
-        (1, Some("HTTP/1.1 200 OK\r\nx-clickhouse-exception-code: 319\r\ncontent-length: 0\r\n\r\n")),
-        (1, Some("HTTP/1.1 200 OK\r\ncontent-length: 41\r\n\r\nCode: 999. DB::Exception: keeper went off")),
+        (
+            1,
+            Some("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n"),
+        ),
+        (
+            1,
+            Some(
+                "HTTP/1.1 200 OK\r\nx-clickhouse-exception-code: 319\r\ncontent-length: 0\r\n\r\n",
+            ),
+        ),
+        (
+            1,
+            Some(
+                "HTTP/1.1 200 OK\r\ncontent-length: 41\r\n\r\nCode: 999. DB::Exception: keeper went off",
+            ),
+        ),
     ] {
         let sink = via(rude_server(takes, answers).await?)?;
         let result = send(&sink, &plan, &batch, &blocks, 0).await;
-        assert!(matches!(result, Delivery::Unknown(_)), "{takes} {answers:?}: {result:?}");
+        assert!(
+            matches!(result, Delivery::Unknown(_)),
+            "{takes} {answers:?}: {result:?}"
+        );
     }
     assert_eq!(number(&server, "select count() from events").await?, 0);
     Ok(())
@@ -174,14 +236,18 @@ async fn a_replica_that_refuses_hands_over_to_the_next() -> Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         format!("http://{}", listener.local_addr()?)
     };
-    let readonly = "HTTP/1.1 500 E\r\nx-clickhouse-exception-code: 242\r\ncontent-length: 0\r\n\r\n";
+    let readonly =
+        "HTTP/1.1 500 E\r\nx-clickhouse-exception-code: 242\r\ncontent-length: 0\r\n\r\n";
     let urls = vec![
         "http://nowhere.invalid:8123".to_owned(),
         closed,
         rude_server(1, Some(readonly)).await?,
         server.url().to_owned(),
     ];
-    let sink = ClickHouse::new(ClickHouseConfig { urls, ..config(&server, "events") })?;
+    let sink = ClickHouse::new(ClickHouseConfig {
+        urls,
+        ..config(&server, "events")
+    })?;
     deliver(&sink, &plan, &batch, &blocks).await?;
     // Several addresses of a table that is not replicated would share no tokens.
     assert!(refusal(&sink).await?.reason.contains("not replicated"));
@@ -207,17 +273,30 @@ async fn a_failing_view_is_its_own_class() -> Result<()> {
         let good = [Event::at(NOON_US)];
         let (batch, blocks) = seal(&plan, 1, &good)?;
         deliver(&sink, &plan, &batch, &blocks).await?;
-        let bad = [Event { metadata_version: 13, ..Event::at(NOON_US) }];
+        let bad = [Event {
+            metadata_version: 13,
+            ..Event::at(NOON_US)
+        }];
         let (batch, blocks) = seal(&plan, 2, &bad)?;
         for _ in 0..5 {
             let Delivery::Unknown(trouble) = send(&sink, &plan, &batch, &blocks, 0).await else {
                 bail!("rows were blamed for a view");
             };
-            assert!(trouble.reason.contains("while pushing to view"), "{trouble}");
+            assert!(
+                trouble.reason.contains("while pushing to view"),
+                "{trouble}"
+            );
         }
-        let insert = Insert { batch: &batch, ordinal: 0, body: &blocks[0].body };
+        let insert = Insert {
+            batch: &batch,
+            ordinal: 0,
+            body: &blocks[0].body,
+        };
         let resolution = sink.resolve(&plan, &insert, young()).await?;
-        assert!(matches!(resolution, Resolution::Undecidable(_)), "{resolution:?}");
+        assert!(
+            matches!(resolution, Resolution::Undecidable(_)),
+            "{resolution:?}"
+        );
     }
     Ok(())
 }
@@ -231,7 +310,10 @@ async fn a_view_with_a_window_counts_a_resend_once() -> Result<()> {
     server.query("create materialized view counting to totals as select event_type, count() as k from events group by event_type").await?;
     server.query("create materialized view inner_one engine = SummingMergeTree order by event_type settings non_replicated_deduplication_window = 100 as select event_type, count() as k from totals group by event_type").await?;
     let refused = refusal(&sink).await?;
-    assert!(refused.reason.contains("`totals` MODIFY SETTING"), "{refused}");
+    assert!(
+        refused.reason.contains("`totals` MODIFY SETTING"),
+        "{refused}"
+    );
     paste(&server, &refused.reason).await?;
     let plan = sink.prepare(&outbox()).await?;
     assert_eq!(plan.report().views.len(), 2, "{:?}", plan.report());

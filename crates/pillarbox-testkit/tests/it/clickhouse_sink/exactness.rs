@@ -11,22 +11,46 @@ use super::*;
 fn edge_events() -> Vec<Event> {
     let mut events = Vec::new();
     // The first and the last second of DateTime, and a fraction that is cut towards the past.
-    for at in [0, 999_999, NOON_US - 1, NOON_US, i64::from(u32::MAX) * 1_000_000] {
+    for at in [
+        0,
+        999_999,
+        NOON_US - 1,
+        NOON_US,
+        i64::from(u32::MAX) * 1_000_000,
+    ] {
         events.push(Event::at(at));
     }
     for version in [0, 1, i64::from(i32::MAX), i64::MAX] {
-        events.push(Event { metadata_version: version, ..Event::at(NOON_US) });
+        events.push(Event {
+            metadata_version: version,
+            ..Event::at(NOON_US)
+        });
     }
     let every_byte: Vec<u8> = (0..=255).collect();
-    for context in [Vec::new(), b"{}".to_vec(), every_byte, vec![b'x'; 3_000_000]] {
-        events.push(Event { event_context: context, ..Event::at(NOON_US) });
+    for context in [
+        Vec::new(),
+        b"{}".to_vec(),
+        every_byte,
+        vec![b'x'; 3_000_000],
+    ] {
+        events.push(Event {
+            event_context: context,
+            ..Event::at(NOON_US)
+        });
     }
     for text in ["", "é\u{10FFFF}", "\t\n\\'`\"", &"x".repeat(255)] {
         let (event_type, environment) = (text.to_owned(), text.to_owned());
-        events.push(Event { event_type, environment, ..Event::at(NOON_US) });
+        events.push(Event {
+            event_type,
+            environment,
+            ..Event::at(NOON_US)
+        });
     }
     for id in [Uuid::nil(), Uuid::max()] {
-        events.push(Event { event_id: id, ..Event::at(NOON_US) });
+        events.push(Event {
+            event_id: id,
+            ..Event::at(NOON_US)
+        });
     }
     events
 }
@@ -35,25 +59,57 @@ async fn compare(server: &Server, table: &str, events: &[Event], with_id: bool) 
     let fine = number(server, &format!(
         "select count() from system.columns where table = '{table}' and type like 'DateTime64(6%'"
     )).await? > 0;
-    let time = if fine { "reinterpret(event_date_time, 'Int64')" } else { "toUInt32(event_date_time)" };
+    let time = if fine {
+        "reinterpret(event_date_time, 'Int64')"
+    } else {
+        "toUInt32(event_date_time)"
+    };
     let id = if with_id { "toString(event_id)" } else { "''" };
-    let held = server.query(&format!(
-        "select hex(toString(event_type)), toString({time}), hex(toString(environment)), \
+    let held = server
+        .query(&format!(
+            "select hex(toString(event_type)), toString({time}), hex(toString(environment)), \
          hex(event_context), toString(metadata_version), {id} from {table}"
-    )).await?;
+        ))
+        .await?;
     let mut held: Vec<String> = held.lines().map(str::to_owned).collect();
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
-    let mut expected: Vec<String> = events.iter().map(|event| {
-        let time = if fine { event.at } else { event.at.div_euclid(1_000_000) };
-        let id = if with_id { event.event_id.to_string() } else { String::new() };
-        format!("{}\t{time}\t{}\t{}\t{}\t{id}", hex(event.event_type.as_bytes()),
-            hex(event.environment.as_bytes()), hex(&event.event_context), event.metadata_version)
-    }).collect();
+    let hex = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .map(|byte| format!("{byte:02X}"))
+            .collect::<String>()
+    };
+    let mut expected: Vec<String> = events
+        .iter()
+        .map(|event| {
+            let time = if fine {
+                event.at
+            } else {
+                event.at.div_euclid(1_000_000)
+            };
+            let id = if with_id {
+                event.event_id.to_string()
+            } else {
+                String::new()
+            };
+            format!(
+                "{}\t{time}\t{}\t{}\t{}\t{id}",
+                hex(event.event_type.as_bytes()),
+                hex(event.environment.as_bytes()),
+                hex(&event.event_context),
+                event.metadata_version
+            )
+        })
+        .collect();
     held.sort();
     expected.sort();
     assert_eq!(held.len(), expected.len());
     for (held, expected) in held.iter().zip(&expected) {
-        assert!(held == expected, "{}\n{}", &held[..held.len().min(300)], &expected[..expected.len().min(300)]);
+        assert!(
+            held == expected,
+            "{}\n{}",
+            &held[..held.len().min(300)],
+            &expected[..expected.len().min(300)]
+        );
     }
     Ok(())
 }
@@ -65,7 +121,11 @@ async fn the_created_table_takes_every_edge_byte_for_byte() -> Result<()> {
         let sink = sink(&server, "events")?;
         sink.create(&CreateOptions::default()).await?;
         let plan = sink.prepare(&outbox()).await?;
-        let expected = if flavour == Flavour::V18 { Guarantee::Lookup } else { Guarantee::Token };
+        let expected = if flavour == Flavour::V18 {
+            Guarantee::Lookup
+        } else {
+            Guarantee::Token
+        };
         assert_eq!(plan.guarantee(), expected, "{:?}", plan.report());
         assert_eq!(plan.report().warnings, Vec::<String>::new());
         assert_eq!(plan.report().columns.len(), 6);
@@ -95,10 +155,17 @@ async fn the_table_of_the_problem_works_as_it_is() -> Result<()> {
         server.query(&format!(
             "create table five ({FIVE_COLUMNS}) engine = MergeTree order by event_type {windows}"
         )).await?;
-        let allowed = ClickHouseConfig { at_least_once_allowed: true, ..config(&server, "five") };
+        let allowed = ClickHouseConfig {
+            at_least_once_allowed: true,
+            ..config(&server, "five")
+        };
         let sink = ClickHouse::new(allowed)?;
         let plan = sink.prepare(&outbox()).await?;
-        let expected = if flavour == Flavour::V18 { Guarantee::AtLeastOnce } else { Guarantee::Token };
+        let expected = if flavour == Flavour::V18 {
+            Guarantee::AtLeastOnce
+        } else {
+            Guarantee::Token
+        };
         assert_eq!(plan.guarantee(), expected);
         let (batch, blocks) = seal(&plan, 1, &edge_events())?;
         assert_eq!(blocks.len(), 1);
@@ -119,65 +186,160 @@ async fn one_block_for_each_partition_is_one_part() -> Result<()> {
         server.query("system stop merges").await?;
         let plan = sink.prepare(&outbox()).await?;
         let month_end = 1_793_491_200_000_000; // 2026-11-01 00:00:00 UTC
-        let events: Vec<Event> =
-            (0..1000).map(|n| Event::at(month_end + (n % 7 - 3) * 1_000_000 - n)).collect();
+        let events: Vec<Event> = (0..1000)
+            .map(|n| Event::at(month_end + (n % 7 - 3) * 1_000_000 - n))
+            .collect();
         let (batch, blocks) = seal(&plan, 1, &events)?;
-        let partitions: Vec<_> = batch.blocks.iter().map(|block| block.partition.as_str()).collect();
+        let partitions: Vec<_> = batch
+            .blocks
+            .iter()
+            .map(|block| block.partition.as_str())
+            .collect();
         assert_eq!(partitions, ["202610", "202611"]);
         deliver(&sink, &plan, &batch, &blocks).await?;
         let parts = server.query(
             "select partition, toString(rows) from system.parts where table = 'events' order by partition",
         ).await?;
-        let expected: Vec<_> =
-            batch.blocks.iter().map(|block| format!("{}\t{}", block.partition, block.rows)).collect();
+        let expected: Vec<_> = batch
+            .blocks
+            .iter()
+            .map(|block| format!("{}\t{}", block.partition, block.rows))
+            .collect();
         assert_eq!(parts.lines().collect::<Vec<_>>(), expected);
     }
     Ok(())
 }
 
-/// Every supported expression, in zones with and without summer time, against the engine's own.
+/// Every supported expression and zone, around the hours of a century, against the engine's own.
 #[tokio::test]
 async fn partitions_are_the_servers() -> Result<()> {
-    let zones = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Pacific/Auckland"];
-    let functions = ["toYYYYMM", "toYYYYMMDD", "toDate", "toMonday"];
+    let zones = [
+        "UTC",
+        "Europe/Berlin",
+        "America/New_York",
+        "Asia/Kolkata",
+        "Pacific/Auckland",
+    ];
+    let seed = u64::from(std::process::id());
+    println!("seed {seed}");
     for flavour in Flavour::ALL {
         let server = Server::start(flavour).await?;
-        let columns = FIVE_COLUMNS.replace("event_date_time DateTime", "event_date_time {type}");
-        for (at, zone) in zones.iter().enumerate() {
-            let function = functions[at % functions.len()];
-            for function in [function, functions[(at + 1) % functions.len()]] {
-                let of = match flavour {
-                    Flavour::V26 if at % 2 == 0 => format!("DateTime64(3, '{zone}')"),
-                    _ => format!("DateTime('{zone}')"),
-                };
-                let columns = columns.replace("{type}", &of);
+        let sink = sink(&server, "parted")?;
+        let mut times = vec![("DateTime".to_owned(), "toDateTime(x)".to_owned())];
+        for zone in zones {
+            times.push((
+                format!("DateTime('{zone}')"),
+                format!("toDateTime(x, '{zone}')"),
+            ));
+            if flavour == Flavour::V26 {
+                let of_ticks = format!("fromUnixTimestamp64Milli(toInt64(x) * 1000, '{zone}')");
+                times.push((format!("DateTime64(3, '{zone}')"), of_ticks));
+            }
+        }
+        for function in ["toYYYYMM", "toYYYYMMDD", "toDate", "toMonday"] {
+            for (of, expression) in &times {
+                let columns = FIVE_COLUMNS
+                    .replace("event_date_time DateTime", &format!("event_date_time {of}"));
                 server.query(&format!(
                     "create table parted ({columns}, batch UInt64) engine = MergeTree partition by \
                      {function}(event_date_time) order by event_type {}", window(flavour)
                 )).await?;
-                let sink = sink(&server, "parted")?;
                 let plan = sink.prepare(&outbox()).await?;
-                // Around midnights, month ends and changes of the clock of twenty years.
-                let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
-                for round in 0..6 {
-                    let events: Vec<Event> = (0..30).map(|_| {
-                        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                        let hour = i64::try_from(seed >> 45).unwrap_or(0) % 500_000;
-                        Event::at(hour * 3_600_000_000 + [-1, 0, 1_000_000][(seed >> 40) as usize % 3].max(-hour))
-                    }).collect();
-                    let (batch, blocks) = seal(&plan, round, &events)?;
-                    deliver(&sink, &plan, &batch, &blocks).await?;
-                    for block in &batch.blocks {
-                        let counted = format!(
-                            "select count() from parted where batch = {} and \
-                             toString({function}(event_date_time)) = '{}'",
-                            batch.sink_value(), block.partition
-                        );
-                        assert_eq!(number(&server, &counted).await?, block.rows, "{of} {function} {block:?}");
-                    }
+                let instants = instants(seed);
+                let list: Vec<String> = instants.iter().map(ToString::to_string).collect();
+                let theirs = server.query(&format!(
+                    "select x, toString({function}({expression})) from (select arrayJoin([{}]) as x)",
+                    list.join(",")
+                )).await?;
+                assert_eq!(theirs.lines().count(), instants.len());
+                for line in theirs.lines() {
+                    let (x, theirs) = line.split_once('\t').context("no tab")?;
+                    let event = Event::at(x.parse::<i64>()? * 1_000_000 + 999_999);
+                    let (batch, _) = seal(&plan, 1, &[event])?;
+                    assert_eq!(
+                        batch.blocks[0].partition, theirs,
+                        "{function} of {of} at {x}"
+                    );
                 }
                 server.query("drop table parted").await?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Seconds since 1970: the first days, and around full hours of the years that DateTime has.
+fn instants(mut seed: u64) -> Vec<u32> {
+    let mut instants: Vec<u32> = (0..8)
+        .flat_map(|day| [day * 86_400, day * 86_400 + 86_399])
+        .collect();
+    for _ in 0..400 {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        // Up to 2037: beyond, 18.16 knows no rules of summer time.
+        let hour = u32::try_from(seed >> 40).unwrap_or_default() % 587_000 + 24;
+        instants.extend([hour * 3600 - 1, hour * 3600, hour * 3600 + 1]);
+    }
+    instants
+}
+
+/// Random rows of every type that a digest may cover, nullable ones too.
+#[tokio::test]
+async fn digests_are_the_servers() -> Result<()> {
+    let mut seed = u64::from(std::process::id());
+    println!("seed {seed}");
+    let mut random = move |below: u64| {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 16) % below
+    };
+    for flavour in Flavour::ALL {
+        let server = Server::start(flavour).await?;
+        for variant in 0..4 {
+            let fine = flavour == Flavour::V26;
+            let (time, id) = match variant {
+                0 => ("DateTime", "UUID"),
+                1 if fine => ("DateTime64(9, 'Asia/Tokyo')", "String"),
+                2 if fine => ("DateTime64(0)", "Nullable(UUID)"),
+                3 if fine => ("Nullable(DateTime64(4, 'UTC'))", "UUID"),
+                _ => ("DateTime('Asia/Tokyo')", "Nullable(String)"),
+            };
+            let version = ["UInt64", "Int64", "UInt32", "Nullable(Int32)"][variant];
+            let table = format!("digest{variant}");
+            server.query(&format!(
+                "create table {table} (event_id {id}, event_type String, event_date_time {time}, \
+                 environment Nullable(String), event_context String, metadata_version {version}, \
+                 trace_parent Nullable(String), published_at {}, batch UInt64) engine = MergeTree order \
+                 by event_type", if fine { "DateTime64(6, 'UTC')" } else { "DateTime" }
+            )).await?;
+            let sink = sink(&server, &table)?;
+            let plan = sink.prepare(&outbox()).await?;
+            let events: Vec<Event> = (0..200)
+                .map(|_| {
+                    let length = random(40) as usize;
+                    let text: String = (0..length)
+                        .map(|_| char::from_u32(random(0x300) as u32).unwrap_or('?'))
+                        .collect();
+                    Event {
+                        event_id: Uuid::from_u64_pair(random(u64::MAX), random(u64::MAX)),
+                        event_context: (0..random(100)).map(|_| random(256) as u8).collect(),
+                        event_type: text.clone(),
+                        environment: text,
+                        metadata_version: random(1 << (1 + random(30))) as i64,
+                        ..Event::at(random(4_294_967_295_000_000) as i64)
+                    }
+                })
+                .collect();
+            let (batch, blocks) = seal(&plan, 1, &events)?;
+            deliver(&sink, &plan, &batch, &blocks).await?;
+            let held = sink.held(&plan, batch.sink_value()).await?;
+            assert_eq!(
+                held,
+                (batch.rows, batch.digest),
+                "{flavour:?} {time} {id} {version}"
+            );
         }
     }
     Ok(())
@@ -190,11 +352,13 @@ async fn events_are_read_back() -> Result<()> {
         let sink = sink(&server, "events")?;
         sink.create(&CreateOptions::default()).await?;
         let plan = sink.prepare(&outbox()).await?;
-        let events: Vec<Event> = (0..10).map(|n| Event {
-            event_type: format!("type'{n}"),
-            event_context: format!("{{\"n\": \"needle-{n}\"}}").into_bytes(),
-            ..Event::at(NOON_US + n * 1_000_000)
-        }).collect();
+        let events: Vec<Event> = (0..10)
+            .map(|n| Event {
+                event_type: format!("type'{n}"),
+                event_context: format!("{{\"n\": \"needle-{n}\"}}").into_bytes(),
+                ..Event::at(NOON_US + n * 1_000_000)
+            })
+            .collect();
         let (batch, blocks) = seal(&plan, 1, &events)?;
         deliver(&sink, &plan, &batch, &blocks).await?;
         let all = sink.read_events(&EventFilter::default()).await?;
@@ -216,7 +380,10 @@ async fn events_are_read_back() -> Result<()> {
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].event_context.as_bytes(), events[4].event_context);
         assert!(found[0].event_date_time.starts_with("2026-11-20 12:00:04"));
-        let early = EventFilter { until: Some("2026-11-20T12:00:03Z".to_owned()), ..one };
+        let early = EventFilter {
+            until: Some("2026-11-20T12:00:03Z".to_owned()),
+            ..one
+        };
         assert!(sink.read_events(&early).await?.is_empty());
     }
     Ok(())
