@@ -12,6 +12,8 @@ use crate::snapshot::Cut;
 pub(super) const COLUMNS_MAX: usize = 128;
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+/// In the place of a row's number of columns.
+const TRAILER: [u8; 2] = (-1_i16).to_be_bytes();
 const HEADER_FIXED: usize = SIGNATURE.len() + 8;
 
 /// What a COPY could not be read for.
@@ -25,7 +27,7 @@ pub(super) enum CopyError {
     Row(#[from] RowError),
 }
 
-/// Decodes the chunks of one COPY.
+/// Decodes the chunks of COPYs that follow one another.
 #[derive(Debug)]
 pub(super) struct Decoder {
     columns: usize,
@@ -69,20 +71,38 @@ impl Decoder {
         rest: &mut Bytes,
         take: &mut impl FnMut(&Row<'_>) -> Result<Pushed, RowError>,
     ) -> Result<Pushed, CopyError> {
-        if !self.begun {
+        if !self.begun && !rest.is_empty() {
             let Some(length) = header_length(rest)? else {
                 return Ok(Pushed::Taken);
             };
             rest.advance(length);
             self.begun = true;
         }
-        while let Some((length, pushed)) = self.row(rest, take)? {
+        loop {
+            if rest.starts_with(&TRAILER) {
+                rest.advance(TRAILER.len());
+                if !rest.is_empty() {
+                    return Err(CopyError::Malformed("something follows the end of a copy"));
+                }
+                self.begun = false;
+                return Ok(Pushed::Taken);
+            }
+            let Some((length, pushed)) = self.row(rest, take)? else {
+                return Ok(Pushed::Taken);
+            };
             if pushed == Pushed::NoRoom {
                 return Ok(Pushed::NoRoom);
             }
             rest.advance(length);
         }
-        Ok(Pushed::Taken)
+    }
+
+    /// Checks that the last COPY came to its end: half of one would close a window too early.
+    pub(super) fn end(&self) -> Result<(), CopyError> {
+        if self.begun || !self.pending.is_empty() {
+            return Err(CopyError::Malformed("a copy ended in the middle"));
+        }
+        Ok(())
     }
 
     /// The first row of `bytes`: its length and what became of it; `None` when it is not whole.
@@ -97,9 +117,6 @@ impl Decoder {
         else {
             return Ok(None);
         };
-        if count == -1 {
-            return Ok(None);
-        }
         if usize::try_from(count) != Ok(self.columns + 2) {
             return Err(CopyError::Malformed("a row has another number of columns"));
         }
@@ -186,6 +203,39 @@ mod tests {
     }
 
     type Seen = Vec<(u64, i64, Option<Vec<u8>>)>;
+
+    #[test]
+    fn copies_follow_one_another_in_every_split() {
+        let first = copy_of(&[(7, 1, None), (7, 2, None)]);
+        let (empty, last) = (copy_of(&[]), copy_of(&[(7, 3, None)]));
+        for piece in 1..=first.len() {
+            let mut seen = Vec::new();
+            let mut decoder = Decoder::new(1, None);
+            for copy in [&first, &empty, &last] {
+                for chunk in copy.chunks(piece) {
+                    let chunk = Bytes::copy_from_slice(chunk);
+                    let pushed = decoder.feed(chunk, |row| {
+                        seen.push(row.at.id);
+                        Ok(Pushed::Taken)
+                    });
+                    assert_eq!(pushed.unwrap(), Pushed::Taken);
+                }
+                decoder.end().unwrap();
+            }
+            assert_eq!(seen, [1, 2, 3], "chunks of {piece} bytes");
+        }
+    }
+
+    #[test]
+    fn half_a_copy_is_refused() {
+        let bytes = copy_of(&[(7, 1, None)]);
+        for length in 1..bytes.len() {
+            let mut decoder = Decoder::new(1, None);
+            let half = Bytes::copy_from_slice(&bytes[..length]);
+            decoder.feed(half, |_| Ok(Pushed::Taken)).unwrap();
+            assert!(decoder.end().is_err(), "{length} bytes");
+        }
+    }
 
     fn read(bytes: &[u8], piece: usize) -> Result<Seen, CopyError> {
         let mut seen = Seen::new();

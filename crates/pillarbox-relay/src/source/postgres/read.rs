@@ -61,7 +61,10 @@ async fn copy<R: Rows>(
             .await
             .map_err(|_| silent())?;
         let chunk = match next {
-            None => return Ok(Pushed::Taken),
+            None => {
+                decoder.end().map_err(unreadable)?;
+                return Ok(Pushed::Taken);
+            }
             Some(chunk) => chunk.map_err(lost)?,
         };
         if decoder
