@@ -3,6 +3,11 @@
 do $$
 declare
     wanted text;
+    -- From 16 on, who creates a role is its member without the right to act as it.
+    acting constant text := case
+        when pg_catalog.current_setting('server_version_num')::integer >= 160000 then 'set'
+        else 'member'
+    end;
 begin
     foreach wanted in array array[
         'pillarbox_owner', 'pillarbox_publisher', 'pillarbox_relay', 'pillarbox_reader'
@@ -15,7 +20,7 @@ begin
             end;
         end if;
     end loop;
-    if not pg_catalog.pg_has_role(current_user, 'pillarbox_owner', 'member') then
+    if not pg_catalog.pg_has_role(current_user, 'pillarbox_owner', acting) then
         execute pg_catalog.format('grant pillarbox_owner to %I', current_user);
     end if;
 end
