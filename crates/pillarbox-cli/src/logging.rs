@@ -1,6 +1,6 @@
 //! Logs: to standard error, for people or as JSON.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 
 use pillarbox_relay::config::{Log, LogFormat};
 use tracing_subscriber::EnvFilter;
@@ -13,6 +13,7 @@ pub(crate) fn quiet() {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .without_time();
     // Somebody else's subscriber, such as a test's, is as good.
     let _ = lines.try_init();
@@ -29,7 +30,8 @@ pub(crate) fn daemon(log: &Log) -> Result<(), Failure> {
     })?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr);
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     let _ = match log.format {
         LogFormat::Pretty => lines.try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

@@ -444,3 +444,9 @@ fn invalid(error: &config::ConfigError, file: &str) -> ConfigError {
     };
     ConfigError::Invalid(format!("{error} (in {place})"))
 }
+
+/// The names of all keys, for checks that documents and examples show each.
+pub fn keys() -> impl Iterator<Item = &'static str> {
+    let sections = shape::SECTIONS.iter().flat_map(|(_, keys)| keys.iter());
+    sections.chain(shape::SINK_KEYS).copied()
+}

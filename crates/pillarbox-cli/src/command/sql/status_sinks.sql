@@ -42,7 +42,9 @@ select
             and l.granted
     ) as relay_active
 from pillarbox.sink s
-left join pg_catalog.unnest($1::integer[], $2::bigint[]) as known (sink, number)
+left join rows from (
+    pg_catalog.unnest($1::integer[]), pg_catalog.unnest($2::bigint[])
+) as known (sink, number)
     on known.sink = s.sink
 cross join lateral pillarbox.safe_position(
     s.sink, pg_catalog.clock_timestamp(), coalesce(known.number, 0)
