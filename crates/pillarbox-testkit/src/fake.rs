@@ -5,15 +5,30 @@
 //! work.
 
 mod clock;
+mod database;
 mod destination;
 mod encoder;
+mod event;
 mod fault;
 mod gauge;
+mod ledger;
+mod publisher;
+mod ring;
+mod script;
+mod session;
 mod sink;
+mod source;
+mod transactions;
 
 pub use clock::FakeClock;
+pub use database::{FakeDatabase, Replica};
 pub use destination::{Attempt, StoredRow};
 pub use encoder::{FakeEncoder, FakePlan, Fields};
-pub use fault::{Fault, Operation};
-pub use gauge::Gauge;
+pub use event::{FakeEvent, outbox_columns};
+pub use fault::{Fault, Operation, SessionFault, SessionOperation};
+pub use gauge::{Alive, Gauge};
+pub use publisher::FakeTransaction;
+pub use ring::RingSettings;
+pub use session::FakeSession;
 pub use sink::{FakeSink, FakeSinkBuilder};
+pub use source::FakeSource;

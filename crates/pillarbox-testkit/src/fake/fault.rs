@@ -1,7 +1,5 @@
-//! What a test makes go wrong at a [`FakeSink`](super::FakeSink), call by call.
+//! What a test makes go wrong at a fake, call by call.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::time::Duration;
 
 use pillarbox_relay::sink::{Reaction, Trouble};
@@ -55,79 +53,82 @@ pub enum Fault {
     Hold,
 }
 
-/// Decides about each call by operation and number of the call, from 0.
-pub(super) type Decide = Box<dyn FnMut(Operation, u64) -> Option<Fault> + Send>;
-
-/// The faults to come.
-#[derive(Default)]
-pub(super) struct Script {
-    calls: BTreeMap<Operation, u64>,
-    planned: BTreeMap<(Operation, u64), Fault>,
-    always: BTreeMap<Operation, Fault>,
-    decide: Option<Decide>,
-    done: BTreeSet<(Operation, u64)>,
+/// An operation of a source or a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SessionOperation {
+    /// `take_over`.
+    TakeOver,
+    /// `standing`.
+    Standing,
+    /// `outbox_columns`.
+    OutboxColumns,
+    /// `probe`.
+    Probe,
+    /// `read`.
+    Read,
+    /// `seal`.
+    Seal,
+    /// `confirm`.
+    Confirm,
+    /// `beat`.
+    Beat,
+    /// `tend`.
+    Tend,
+    /// `report`.
+    Report,
+    /// `renew_origin`.
+    RenewOrigin,
 }
 
-impl fmt::Debug for Script {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Script")
-            .field("calls", &self.calls)
-            .field("planned", &self.planned)
-            .field("always", &self.always)
-            .finish_non_exhaustive()
-    }
+impl SessionOperation {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::TakeOver,
+        Self::Standing,
+        Self::OutboxColumns,
+        Self::Probe,
+        Self::Read,
+        Self::Seal,
+        Self::Confirm,
+        Self::Beat,
+        Self::Tend,
+        Self::Report,
+        Self::RenewOrigin,
+    ];
 }
 
-impl Script {
-    /// The fault of this call, and counts it.
-    pub(super) fn next(&mut self, operation: Operation) -> Option<Fault> {
-        let call = self.calls.entry(operation).or_default();
-        let number = *call;
-        *call += 1;
-        let fault = self
-            .planned
-            .remove(&(operation, number))
-            .or_else(|| self.always.get(&operation).copied())
-            .or_else(|| self.decide.as_mut()?(operation, number));
-        if fault.is_some() {
-            self.done.insert((operation, number));
-        }
-        fault
-    }
+/// What goes wrong with one call of a session. Losing it frees its lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionFault {
+    /// The session ends before the call did anything.
+    LostBefore,
+    /// The call does its work; the session ends before the answer.
+    LostAfter,
+    /// No answer, nothing done; after the deadline of a statement the session is lost.
+    Hang,
+    /// The work is done, but there is no answer.
+    HangAfter,
+    /// It works, but takes this long.
+    Slow(Duration),
+    /// The server crashes before the call and starts again; unflushed commits are lost.
+    CrashBefore,
+    /// The server crashes after the call and starts again; unflushed commits are lost.
+    CrashAfter,
+}
 
-    pub(super) fn calls(&self, operation: Operation) -> u64 {
-        self.calls.get(&operation).copied().unwrap_or(0)
-    }
+impl SessionFault {
+    /// Every way to lose a session.
+    pub const LOSSES: [Self; 6] = [
+        Self::LostBefore,
+        Self::LostAfter,
+        Self::Hang,
+        Self::HangAfter,
+        Self::CrashBefore,
+        Self::CrashAfter,
+    ];
 
-    pub(super) fn faults_done(&self) -> usize {
-        self.done.len()
-    }
-
-    pub(super) fn plan(&mut self, operation: Operation, call: u64, fault: Fault) {
-        self.planned.insert((operation, call), fault);
-    }
-
-    /// Behind what is planned already.
-    pub(super) fn queue(&mut self, operation: Operation, fault: Fault) {
-        let mut call = self.calls(operation);
-        while self.planned.contains_key(&(operation, call)) {
-            call += 1;
-        }
-        self.planned.insert((operation, call), fault);
-    }
-
-    pub(super) fn always(&mut self, operation: Operation, fault: Fault) {
-        self.always.insert(operation, fault);
-    }
-
-    pub(super) fn decide(&mut self, decide: Decide) {
-        self.decide = Some(decide);
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.planned.clear();
-        self.always.clear();
-        self.decide = None;
+    pub(super) fn is_before(self) -> bool {
+        matches!(self, Self::LostBefore | Self::Hang | Self::CrashBefore)
     }
 }
 

@@ -16,8 +16,9 @@ use uuid::Uuid;
 use super::clock::FakeClock;
 use super::destination::{Attempt, Destination, Parcel, StoredRow};
 use super::encoder::{Ask, FakePlan, Fields, Layout, read_body};
-use super::fault::{Fault, Operation, Script, trouble};
+use super::fault::{Fault, Operation, trouble};
 use super::gauge::Gauge;
+use super::script::Script;
 
 /// What the fake sink calls itself.
 const SERVER: &str = "fake";
@@ -42,7 +43,7 @@ struct Shared {
 }
 
 struct State {
-    script: Script,
+    script: Script<Operation, Fault>,
     destination: Destination,
     observe: Option<Observe>,
     hanging: u64,
@@ -214,7 +215,7 @@ impl FakeSink {
 
     /// Asks `decide` about each call that nothing else is planned for.
     pub fn fail_by(&self, decide: impl FnMut(Operation, u64) -> Option<Fault> + Send + 'static) {
-        self.state().script.decide(Box::new(decide));
+        self.state().script.decide(decide);
     }
 
     /// Drops every planned fault, and lets go what is held.
@@ -291,8 +292,8 @@ impl FakeSink {
     }
 
     /// How many faults were played.
-    pub fn faults_done(&self) -> usize {
-        self.state().script.faults_done()
+    pub fn faults_played(&self) -> u64 {
+        self.state().script.played()
     }
 
     /// Calls that hang or are held at this moment.
