@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use pillarbox_relay::config::{self, Compression, Config, Promise, SINK};
 use pillarbox_relay::sink::clickhouse::{self, ClickHouse, ClickHouseConfig, ClickHousePlan};
-use pillarbox_relay::sink::{OutboxColumn, Sink as _};
+use pillarbox_relay::sink::{OutboxColumn, Sink as _, Trouble};
 use tokio_postgres::Client;
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 
 /// How long opening a connection to a sink may take: a server that is up answers in milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,7 +19,7 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Destination {
     pub(crate) name: String,
     pub(crate) sink: ClickHouse,
-    /// The sink's configuration, for statements that are only printed.
+    /// The sink's configuration, its addresses without user and password, for statements that are only printed.
     pub(crate) config: ClickHouseConfig,
 }
 
@@ -104,7 +104,20 @@ impl Destination {
     /// Runs the preflight against the outbox of this session.
     pub(crate) async fn prepare(&self, outbox: &Client) -> Result<ClickHousePlan, Failure> {
         let columns = outbox_columns(outbox).await?;
-        Ok(self.sink.prepare(&columns).await?)
+        let prepared = self.sink.prepare(&columns).await;
+        prepared.map_err(|trouble| self.blame(trouble))
+    }
+
+    /// What a sink says, with its name, and with its address where that may be wrong.
+    pub(crate) fn blame(&self, trouble: Trouble) -> Failure {
+        let name = &self.name;
+        let failure = Failure::from(trouble);
+        match failure.exit() {
+            Exit::Unreachable => {
+                failure.of(format!("sink {name} at {}", self.config.urls.join(", ")))
+            }
+            _ => failure.of(format!("sink {name}")),
+        }
     }
 }
 

@@ -57,6 +57,11 @@ impl Failure {
         chain(self.error.as_ref())
     }
 
+    /// The same about an object that the error does not name.
+    pub(crate) fn of(self, object: String) -> Self {
+        Self::new(self.exit, self.error.context(object))
+    }
+
     /// Failed for a reason that is none of the others.
     pub(crate) fn failed(error: impl Into<anyhow::Error>) -> Self {
         Self::new(Exit::Failed, error)

@@ -67,7 +67,8 @@ impl Events {
             contains: self.contains,
             limit: self.limit,
         };
-        let events = destination.sink.read_events(&filter).await?;
+        let events = destination.sink.read_events(&filter).await;
+        let events = events.map_err(|trouble| destination.blame(trouble))?;
         if place.json {
             output::json(&events)?;
             return Ok(Exit::Done);

@@ -77,7 +77,8 @@ impl Create {
             cluster: self.cluster,
         };
         if self.print {
-            let dialect = destination.sink.dialect().await?;
+            let dialect = destination.sink.dialect().await;
+            let dialect = dialect.map_err(|trouble| destination.blame(trouble))?;
             for statement in statements(&destination.config, &options, dialect) {
                 output::line(format!("{statement};"))?;
             }
@@ -166,7 +167,7 @@ async fn ensure_table(
         }
         // It is there, and what the preflight said about it counts.
         Err(trouble) if trouble.code == Some(TABLE_ALREADY_EXISTS) => Err(refusal),
-        Err(trouble) => Err(trouble.into()),
+        Err(trouble) => Err(destination.blame(trouble)),
     }
 }
 

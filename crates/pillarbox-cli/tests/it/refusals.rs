@@ -12,7 +12,7 @@ async fn a_postgresql_that_is_away_or_refuses() -> Result<()> {
         .start()
         .await?;
     postgres
-        .execute("create role app login password 'right'")
+        .execute("create role app login password 'open-sesame'")
         .await?;
     let wrong = Program::on(&postgres.url_for("postgres", "app", Some("wrong"))?)?;
     let text = wrong.refusal(2, &["migrate"]).await?;
@@ -27,13 +27,13 @@ async fn a_postgresql_that_is_away_or_refuses() -> Result<()> {
         "{text}"
     );
 
-    let url = postgres.url_for("postgres", "app", Some("right"))?;
+    let url = postgres.url_for("postgres", "app", Some("open-sesame"))?;
     postgres.stop().await?;
     for command in [vec!["migrate"], vec!["status"], vec!["publish", "x", "{}"]] {
         let text = Program::on(&url)?.refusal(4, &command).await?;
         assert!(text.contains("does not answer; is it running"), "{text}");
         assert!(text.contains("refused"), "the cause is missing: {text}");
-        assert!(!text.contains("right"), "the password is shown: {text}");
+        assert!(!text.contains("sesame"), "the password is shown: {text}");
     }
     Ok(())
 }
