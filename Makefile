@@ -14,3 +14,33 @@ lint: setup ## Check formatting and lints
 test: setup ## Run every test on real servers of its own
 	cargo test --workspace --all-features --doc --quiet
 	cargo nextest run --workspace --all-features
+
+tools := $(or $(PILLARBOX_TOOLS),$(if $(filter 0,$(shell id -u)),/var/cache/pillarbox,$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pillarbox))
+pillarbox = cargo run --quiet --release --locked -p pillarbox-cli --
+
+.PHONY: lint-packaging run stop logs install dist
+
+lint: lint-packaging
+# compose.yaml and the CI workflow against their schemas.
+lint-packaging: setup
+	$(tools)/venv/bin/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	$(tools)/venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+run: ## Start PostgreSQL, ClickHouse, the relay and the sample application in containers
+	docker compose up --build --detach --wait
+	@echo 'The sample application is on http://127.0.0.1:8080/users. Next: make logs, make stop'
+
+stop: ## Stop the containers; their data stays
+	docker compose down
+
+logs: ## Follow the logs of the containers
+	docker compose logs --follow --tail 100
+
+install: ## Install schema and table at DATABASE_URL and CLICKHOUSE_URL
+	$(pillarbox) migrate
+	$(pillarbox) sink create
+
+dist: ## Build the release binary and its checksum into dist/
+	cargo build --release --locked -p pillarbox-cli
+	install -D -t dist target/release/pillarbox
+	cd dist && sha256sum pillarbox > pillarbox.sha256 && cat pillarbox.sha256
