@@ -318,6 +318,7 @@ async fn digests_are_the_servers() -> Result<()> {
             let plan = sink.prepare(&outbox()).await?;
             let events: Vec<Event> = (0..200)
                 .map(|_| {
+                    let bits = 1 + random(30);
                     let length = random(40) as usize;
                     let text: String = (0..length)
                         .map(|_| char::from_u32(random(0x300) as u32).unwrap_or('?'))
@@ -327,7 +328,7 @@ async fn digests_are_the_servers() -> Result<()> {
                         event_context: (0..random(100)).map(|_| random(256) as u8).collect(),
                         event_type: text.clone(),
                         environment: text,
-                        metadata_version: random(1 << (1 + random(30))) as i64,
+                        metadata_version: random(1 << bits) as i64,
                         ..Event::at(random(4_294_967_295_000_000) as i64)
                     }
                 })
