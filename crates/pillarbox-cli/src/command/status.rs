@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use pillarbox_relay::config::{Config, ConfigError};
-use pillarbox_relay::schema;
+use pillarbox_relay::schema::{self, LOCK_CLASS};
 use serde::Serialize;
 use tokio_postgres::{Client, Row};
 
@@ -166,7 +166,9 @@ impl Report {
         const RING: &str = include_str!("sql/status_ring.sql");
         let (sinks, numbers): (Vec<i32>, Vec<i64>) = known.iter().copied().unzip();
         let limit = WAITING_COUNTED_MAX + 1;
-        let rows = client.query(SINKS, &[&sinks, &numbers, &limit]).await?;
+        let rows = client
+            .query(SINKS, &[&sinks, &numbers, &limit, &LOCK_CLASS])
+            .await?;
         let sinks = rows
             .iter()
             .map(|row| SinkStatus::new(row, promises))

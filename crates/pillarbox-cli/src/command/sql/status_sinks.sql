@@ -1,5 +1,5 @@
 -- Where each sink stands that was not retired. $1, $2: sinks and the numbers up to which they are
--- known to be safe. $3: waiting events are counted up to this many.
+-- known to be safe. $3: waiting events are counted up to this many. $4: class of the locks of relays.
 select
     s.sink,
     s.name,
@@ -36,7 +36,7 @@ select
                 select d.oid from pg_catalog.pg_database d
                 where d.datname = pg_catalog.current_database()
             )
-            and l.classid = 1348628312::oid
+            and l.classid = $4::integer::oid
             and l.objid = s.sink::oid
             and l.objsubid = 2
             and l.granted
