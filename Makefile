@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test
+.PHONY: help setup lint test demo
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,11 @@ lint: setup ## Check formatting and lints
 test: setup ## Run every test on real servers of its own
 	cargo test --workspace --all-features --doc --quiet
 	cargo nextest run --workspace --all-features
+
+demo: setup ## Kill and restart under traffic, then compare every event (DEMO_SECONDS, DEMO_ENGINE=26, DEMO_KEEP=1)
+# The dev profile: optimising every crate takes longer than it would save in one run.
+	@cargo build --locked --bins -p pillarbox-cli -p pillarbox-example-users -p pillarbox-example-demo
+	@"$${CARGO_TARGET_DIR:-target}/debug/demo"
 
 tools := $(or $(PILLARBOX_TOOLS),$(if $(filter 0,$(shell id -u)),/var/cache/pillarbox,$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pillarbox))
 pillarbox = cargo run --quiet --release --locked -p pillarbox-cli --
