@@ -44,6 +44,9 @@ const SESSION_SETTINGS: &str = "
     set extra_float_digits = 1;
     set bytea_output = 'hex';
     set client_min_messages = 'warning';
+    select pg_catalog.set_config(s.name, '0', false)
+    from pg_catalog.pg_settings s
+    where s.name in ('idle_session_timeout', 'transaction_timeout');
 ";
 
 /// Why a server could not be used.

@@ -1,7 +1,7 @@
 //! The source on a real server: one session holds the sink's lock and writes the ledger, a second
 //! reads events, a third tends the ring. They are opened together and dropped together.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;
@@ -11,16 +11,16 @@ use uuid::Uuid;
 
 use super::{
     Outcome, Probe, Rows, Session as Tenure, Source, SourceError, Standby, Standing, Switches,
-    Unfinished,
 };
-use crate::batch::{Batch, Block, Kind};
+use crate::batch::Batch;
 use crate::failpoint::step;
 use crate::postgres::{self, ConnectError, Session};
 use crate::schema::{self, LOCK_CLASS, SchemaError};
 use crate::sink::OutboxColumn;
-use crate::snapshot::{Cut, Position, Snapshot, Span};
+use crate::snapshot::{Position, Span};
 
 mod copy;
+mod ledger;
 mod read;
 mod ring;
 
@@ -172,19 +172,25 @@ impl Tenure for PostgresSession {
     async fn standing(&self) -> Result<Standing, SourceError> {
         const POSITION: &str = include_str!("postgres/sql/position.sql");
         const UNFINISHED: &str = include_str!("postgres/sql/unfinished.sql");
-        let control = self.control.lock().await;
+        let mut control = self.control.lock().await;
         let row = query_one(&control, POSITION, &[&self.sink]).await?;
         let position = Position {
-            from: snapshot(&row, 2)?,
-            to: snapshot(&row, 3)?,
-            until: cut(&row, 4)?,
+            from: ledger::snapshot(&row, 2)?,
+            to: ledger::snapshot(&row, 3)?,
+            until: ledger::cut(&row, 4)?,
         };
         let open = in_time(control.client().query(UNFINISHED, &[&self.sink])).await?;
+        if !open.is_empty() {
+            ledger::make_durable(&mut control).await?;
+        }
         Ok(Standing {
-            origin: origin(&row, 0)?,
+            origin: ledger::origin(&row, 0)?,
             last_number: row.get(7),
             position,
-            unfinished: open.iter().map(unfinished).collect::<Result<_, _>>()?,
+            unfinished: open
+                .iter()
+                .map(ledger::unfinished)
+                .collect::<Result<_, _>>()?,
             timeline_changed: row.get(6),
         })
     }
@@ -208,7 +214,7 @@ impl Tenure for PostgresSession {
         let row = query_one(&control, PROBE, &[&position.to.to_string()]).await?;
         step!("probed");
         Ok(Probe {
-            snapshot: snapshot(&row, 0)?,
+            snapshot: ledger::snapshot(&row, 0)?,
             waiting: row.get::<_, Option<i64>>(1).map(micros),
             outbox_bytes: row.get::<_, i64>(2).cast_unsigned(),
         })
@@ -232,20 +238,14 @@ impl Tenure for PostgresSession {
         control.take_warning();
         let sealing = async {
             let transaction = begin(&mut control).await?;
-            let sealed_at = insert_batch(&transaction, self.sink, &self.relay, batch).await?;
+            let sealed_at =
+                ledger::insert_batch(&transaction, self.sink, &self.relay, batch).await?;
             step!("seal-inserted");
             transaction.commit().await.map_err(lost)?;
             Ok(sealed_at)
         };
         batch.sealed_at = timed(sealing).await?;
-        // A COMMIT that stops waiting for a synchronous standby succeeds with a warning: the batch
-        // may not survive a failover, so it must not be sent.
-        if let Some(warning) = control.take_warning() {
-            return Err(SourceError::Lost(
-                format!("the seal is not durable: {warning}"),
-                None,
-            ));
-        }
+        ledger::committed_durably(&control)?;
         step!("sealed");
         Ok(())
     }
@@ -301,47 +301,6 @@ impl Tenure for PostgresSession {
         let control = self.control.lock().await;
         in_time(control.client().execute(RENEW, &[&self.sink, &origin])).await?;
         Ok(origin.cast_unsigned())
-    }
-}
-
-async fn insert_batch(
-    transaction: &Transaction<'_>,
-    sink: i32,
-    relay: &str,
-    batch: &Batch,
-) -> Result<SystemTime, SourceError> {
-    const SEAL: &str = include_str!("postgres/sql/seal.sql");
-    let blocks = serde_json::to_string(&batch.blocks).map_err(|error| {
-        SourceError::Broken(format!("the block map cannot be written: {error}"))
-    })?;
-    let span = &batch.span;
-    let (after_tx, after_id) = halves(span.after);
-    let (until_tx, until_id) = halves(span.until);
-    let (from, to) = (span.from.to_string(), span.to.to_string());
-    let given: &[&(dyn ToSql + Sync)] = &[
-        &sink,
-        &batch.number,
-        &batch.batch_id,
-        &batch.origin.cast_signed(),
-        &batch.kind.as_str(),
-        &from,
-        &to,
-        &after_tx,
-        &after_id,
-        &until_tx,
-        &until_id,
-        &batch.rows.cast_signed(),
-        &batch.bytes.cast_signed(),
-        &batch.digest.cast_signed(),
-        &blocks,
-        &relay,
-    ];
-    match transaction.query_one(SEAL, given).await {
-        Ok(row) => Ok(row.get(0)),
-        Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-            Err(SourceError::Fenced(batch.number))
-        }
-        Err(error) => Err(lost(error)),
     }
 }
 
@@ -411,77 +370,6 @@ impl From<SchemaError> for SourceError {
             other => Self::Refused(other.to_string()),
         }
     }
-}
-
-fn unfinished(row: &SqlRow) -> Result<Unfinished, SourceError> {
-    let number: i64 = row.get(0);
-    let blocks: Vec<Block> = serde_json::from_str(row.get(13)).map_err(|error| {
-        SourceError::Broken(format!(
-            "the block map of batch {number} cannot be read: {error}"
-        ))
-    })?;
-    let batch = Batch {
-        number,
-        batch_id: row.get(1),
-        origin: origin(row, 2)?,
-        kind: kind(row.get(3))?,
-        span: Span {
-            from: snapshot(row, 4)?,
-            to: snapshot(row, 5)?,
-            after: cut(row, 6)?,
-            until: cut(row, 8)?,
-        },
-        rows: row.get::<_, i64>(10).cast_unsigned(),
-        bytes: row.get::<_, i64>(11).cast_unsigned(),
-        digest: row.get::<_, i64>(12).cast_unsigned(),
-        blocks,
-        sealed_at: row.get(14),
-    };
-    let blocks_since = row.get::<_, i64>(16).cast_unsigned();
-    Ok(Unfinished {
-        batch,
-        age: micros(row.get(15)),
-        blocks_since,
-    })
-}
-
-fn kind(word: &str) -> Result<Kind, SourceError> {
-    let kinds = [
-        Kind::Genesis,
-        Kind::Window,
-        Kind::Child,
-        Kind::Replay,
-        Kind::Repair,
-    ];
-    let found = kinds.into_iter().find(|kind| kind.as_str() == word);
-    found.ok_or_else(|| SourceError::Broken(format!("the ledger has a batch of kind {word:?}")))
-}
-
-fn origin(row: &SqlRow, column: usize) -> Result<u32, SourceError> {
-    u32::try_from(row.get::<_, i32>(column))
-        .map_err(|_| SourceError::Broken("the ledger has a negative origin".to_owned()))
-}
-
-fn snapshot(row: &SqlRow, column: usize) -> Result<Snapshot, SourceError> {
-    let text: &str = row.get(column);
-    text.parse()
-        .map_err(|error| SourceError::Broken(format!("the ledger is damaged: {error}")))
-}
-
-/// A cut in two columns, the transaction as text.
-fn cut(row: &SqlRow, column: usize) -> Result<Option<Cut>, SourceError> {
-    let (tx, id): (Option<&str>, Option<i64>) = (row.get(column), row.get(column + 1));
-    let Some((tx, id)) = tx.zip(id) else {
-        return Ok(None);
-    };
-    let tx = tx
-        .parse()
-        .map_err(|_| SourceError::Broken(format!("the ledger has the transaction id {tx:?}")))?;
-    Ok(Some(Cut { tx, id }))
-}
-
-fn halves(cut: Option<Cut>) -> (Option<String>, Option<i64>) {
-    (cut.map(|cut| cut.tx.to_string()), cut.map(|cut| cut.id))
 }
 
 fn micros(count: i64) -> Duration {

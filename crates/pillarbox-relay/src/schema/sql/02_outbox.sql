@@ -96,11 +96,6 @@ create table pillarbox.event (
     published_at timestamptz not null default pg_catalog.clock_timestamp()
 ) partition by list (slot);
 
--- An event belongs to the transaction that inserts it; a forged tx would be skipped by windows.
--- NOT VALID makes pg_dump restore the constraint after the rows.
-alter table pillarbox.event add constraint tx_is_of_this_transaction
-    check (tx = pg_catalog.pg_current_xact_id()) not valid;
-
 do $$
 declare
     leaf text;
@@ -124,3 +119,9 @@ begin
     end loop;
 end
 $$;
+
+-- An event belongs to the transaction that inserts it; a forged tx would be skipped by windows.
+-- NOT VALID makes pg_dump restore the constraint after the rows; a leaf made after it would have it
+-- valid.
+alter table pillarbox.event add constraint tx_is_of_this_transaction
+    check (tx = pg_catalog.pg_current_xact_id()) not valid;

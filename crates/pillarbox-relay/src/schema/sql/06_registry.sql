@@ -10,10 +10,13 @@ create function pillarbox.register_sink(
 as $$
 declare
     registered integer;
-    start constant pg_snapshot :=
-        case when from_now then pg_catalog.pg_current_snapshot() else '1:1:'::pg_snapshot end;
+    start pg_snapshot := '1:1:';
 begin
     perform pg_catalog.pg_advisory_xact_lock(1348628312, 0);
+    if from_now then
+        -- After the lock: what a truncation has removed until here lies before this snapshot.
+        start := pg_catalog.pg_current_snapshot();
+    end if;
     insert into pillarbox.sink (name, fingerprint, origin, system_identifier)
     values (
         register_sink.name, register_sink.fingerprint, register_sink.origin,

@@ -34,6 +34,7 @@ pub(super) struct Decoder {
     begun: bool,
     pending: BytesMut,
     last: Option<Cut>,
+    taken: u64,
 }
 
 impl Decoder {
@@ -44,7 +45,13 @@ impl Decoder {
             begun: false,
             pending: BytesMut::new(),
             last,
+            taken: 0,
         }
+    }
+
+    /// How many rows were taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Gives each whole row of the chunk to `take` until it has no room.
@@ -152,6 +159,7 @@ impl Decoder {
         })?;
         if pushed == Pushed::Taken {
             self.last = Some(cut);
+            self.taken += 1;
         }
         Ok(Some((at, pushed)))
     }

@@ -1,12 +1,13 @@
 //! Reads the events of a span by binary COPY, in the order of `(tx, id)`.
 
 use std::fmt::Write as _;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
-use tokio_postgres::Transaction;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{CopyOutStream, Transaction};
 
 use super::copy::{COLUMNS_MAX, CopyError, Decoder};
 use super::{begin, lost};
@@ -17,6 +18,9 @@ use crate::source::{Rows, SourceError};
 
 /// How long the server may be silent inside a COPY: it has nothing to wait for.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How long a cancellation may take to arrive after its connection was closed: it is a signal.
+const CANCELLATION_SECONDS_MAX: f64 = 0.2;
 
 /// Reads `span` into `into` until that has no room or took `rows_max` rows. One row more is read, so
 /// that a batch is cut only where another row follows.
@@ -36,8 +40,15 @@ pub(super) async fn span<R: Rows>(
     let canceller = reader.canceller().clone();
     let transaction = begin(reader).await?;
     let mut decoder = Decoder::new(columns.len(), span.after);
-    for query in queries(span, columns, rows_max.saturating_add(1)) {
-        if copy(&transaction, &canceller, &query, &mut decoder, into).await? == Pushed::NoRoom {
+    let list = select_list(columns);
+    for query in [singles, range] {
+        let limit = rows_max.saturating_sub(decoder.taken()).saturating_add(1);
+        let Some(query) = query(span, &list, limit) else {
+            continue;
+        };
+        if copy(&transaction, &canceller, &query, limit, &mut decoder, into).await?
+            == Pushed::NoRoom
+        {
             break;
         }
     }
@@ -49,6 +60,7 @@ async fn copy<R: Rows>(
     transaction: &Transaction<'_>,
     canceller: &Canceller,
     query: &str,
+    limit: u64,
     decoder: &mut Decoder,
     into: &mut R,
 ) -> Result<Pushed, SourceError> {
@@ -56,59 +68,74 @@ async fn copy<R: Rows>(
     let opened = tokio::time::timeout(SILENCE_MAX, transaction.copy_out(statement.as_str()));
     let stream = opened.await.map_err(|_| silent())?.map_err(lost)?;
     let mut stream = pin!(stream);
+    let last = decoder.taken() + limit - 1;
     loop {
-        let next = tokio::time::timeout(SILENCE_MAX, stream.next())
-            .await
-            .map_err(|_| silent())?;
-        let chunk = match next {
-            None => {
-                decoder.end().map_err(unreadable)?;
-                return Ok(Pushed::Taken);
-            }
-            Some(chunk) => chunk.map_err(lost)?,
+        let Some(chunk) = next(&mut stream).await? else {
+            decoder.end().map_err(unreadable)?;
+            return Ok(Pushed::Taken);
         };
-        if decoder
-            .feed(chunk, |row| into.push(row))
-            .map_err(unreadable)?
-            == Pushed::NoRoom
-        {
+        let chunk = chunk.map_err(lost)?;
+        let pushed = decoder.feed(chunk, |row| into.push(row));
+        if pushed.map_err(unreadable)? == Pushed::NoRoom {
             break;
         }
     }
+    // The row without room was the last one of the query: the COPY is at its end.
+    let is_last = decoder.taken() >= last;
     // Never pause a COPY: it would hold its snapshot. Cancel it and read what is on the way.
-    canceller.cancel().await.map_err(lost)?;
-    loop {
-        match tokio::time::timeout(SILENCE_MAX, stream.next())
-            .await
-            .map_err(|_| silent())?
-        {
-            None => return Ok(Pushed::NoRoom),
-            Some(Ok(_)) => {}
-            Some(Err(error)) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
-                return Ok(Pushed::NoRoom);
-            }
-            Some(Err(error)) => return Err(lost(error)),
+    if !is_last {
+        canceller.cancel().await.map_err(lost)?;
+    }
+    while let Some(chunk) = next(&mut stream).await? {
+        if let Err(error) = chunk {
+            return cancelled(error);
         }
+    }
+    if is_last {
+        return Ok(Pushed::NoRoom);
+    }
+    // It ended by itself: the cancellation is still on its way and would hit the next statement.
+    let wait = format!("select pg_catalog.pg_sleep({CANCELLATION_SECONDS_MAX})");
+    match transaction.batch_execute(&wait).await {
+        Ok(()) => Ok(Pushed::NoRoom),
+        Err(error) => cancelled(error),
     }
 }
 
-/// The queries that together yield the span in order: transactions that need a start of their own
-/// first, then the range above them. Numbers and quoted identifiers only, no parameters: COPY takes
-/// none.
-fn queries(span: &Span, columns: &[String], limit: u64) -> Vec<String> {
-    let list = columns.iter().fold(String::new(), |mut list, name| {
+async fn next(
+    stream: &mut Pin<&mut CopyOutStream>,
+) -> Result<Option<Result<Bytes, tokio_postgres::Error>>, SourceError> {
+    tokio::time::timeout(SILENCE_MAX, stream.next())
+        .await
+        .map_err(|_| silent())
+}
+
+fn cancelled(error: tokio_postgres::Error) -> Result<Pushed, SourceError> {
+    if error.code() == Some(&SqlState::QUERY_CANCELED) {
+        return Ok(Pushed::NoRoom);
+    }
+    Err(lost(error))
+}
+
+/// The columns after `tx` and `id`. The queries below hold numbers and quoted identifiers only, no
+/// parameters: COPY takes none.
+fn select_list(columns: &[String]) -> String {
+    columns.iter().fold(String::new(), |mut list, name| {
         let _ = write!(list, ", e.{}", quote_identifier(name));
         list
-    });
-    let until = span.until.map_or_else(String::new, |until| {
-        format!(" and (e.tx, e.id) <= ('{}'::xid8, {})", until.tx, until.id)
-    });
-    let mut queries = Vec::new();
+    })
+}
+
+/// The transactions of the span that need a start of their own; all lie below [`range`].
+fn singles(span: &Span, list: &str, limit: u64) -> Option<String> {
     let singles = span.singles();
-    if !singles.is_empty() {
-        let txs = join(singles.iter().map(|(tx, _)| tx));
-        let ids = join(singles.iter().map(|(_, id)| id));
-        queries.push(format!(
+    let (txs, ids) = (
+        join(singles.iter().map(|(tx, _)| tx)),
+        join(singles.iter().map(|(_, id)| id)),
+    );
+    let until = until(span);
+    (!singles.is_empty()).then(|| {
+        format!(
             "select r.* from unnest('{{{txs}}}'::xid8[], '{{{ids}}}'::bigint[]) as s (tx, id)
              cross join lateral (
                  select e.tx, e.id{list} from pillarbox.event e
@@ -116,20 +143,30 @@ fn queries(span: &Span, columns: &[String], limit: u64) -> Vec<String> {
                  order by e.tx, e.id limit {limit}
              ) r
              limit {limit}"
-        ));
-    }
+        )
+    })
+}
+
+/// The transactions of the span that are read in one scan.
+fn range(span: &Span, list: &str, limit: u64) -> Option<String> {
     let range = span.range();
-    if !range.is_empty() {
-        queries.push(format!(
+    let until = until(span);
+    (!range.is_empty()).then(|| {
+        format!(
             "select e.tx, e.id{list} from pillarbox.event e
              where e.tx >= '{}'::xid8 and e.tx < '{}'::xid8
                  and pg_visible_in_snapshot(e.tx, '{}'::pg_snapshot){until}
              order by e.tx, e.id
              limit {limit}",
             range.start, range.end, span.to
-        ));
-    }
-    queries
+        )
+    })
+}
+
+fn until(span: &Span) -> String {
+    span.until.map_or_else(String::new, |until| {
+        format!(" and (e.tx, e.id) <= ('{}'::xid8, {})", until.tx, until.id)
+    })
 }
 
 fn join<T: ToString>(items: impl Iterator<Item = T>) -> String {

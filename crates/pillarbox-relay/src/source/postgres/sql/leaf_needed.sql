@@ -5,7 +5,7 @@ select
     or exists (
         select
         from pillarbox.sink s
-        left join pg_catalog.unnest($1::integer[], $2::bigint[]) as known (sink, number)
+        left join unnest($1::integer[], $2::bigint[]) as known (sink, number)
             on known.sink = s.sink
         cross join pillarbox.settings settings
         cross join lateral pillarbox.safe_position(
@@ -20,7 +20,7 @@ select
         select
         from pillarbox.sink s
         join pillarbox.open_batch o on o.sink = s.sink
-        left join pg_catalog.unnest($1::integer[], $2::bigint[]) as known (sink, number)
+        left join unnest($1::integer[], $2::bigint[]) as known (sink, number)
             on known.sink = s.sink
         cross join lateral pillarbox.undone(o.from_snapshot, o.from_snapshot, null, null) u
         where s.retired_at is null

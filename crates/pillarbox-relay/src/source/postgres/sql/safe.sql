@@ -2,7 +2,7 @@
 -- to which they are known to be safe.
 select s.sink, p.number
 from pillarbox.sink s
-left join pg_catalog.unnest($1::integer[], $2::bigint[]) as known (sink, number)
+left join unnest($1::integer[], $2::bigint[]) as known (sink, number)
     on known.sink = s.sink
 cross join pillarbox.settings settings
 cross join lateral pillarbox.safe_position(
