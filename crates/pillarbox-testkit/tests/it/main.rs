@@ -8,3 +8,5 @@ mod oracle;
 mod outbox;
 mod schema;
 mod servers;
+mod spine_on_fakes;
+mod window;

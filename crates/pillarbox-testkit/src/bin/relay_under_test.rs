@@ -1,0 +1,72 @@
+//! The relay with failpoints, for tests that kill it: the real spine, source and sink.
+//!
+//! `FAILPOINTS` names the step at which it ends as by `kill -9`; the other variables say what it
+//! works on. Exits with 0 after a clean stop or a whole drain.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use pillarbox_relay::batch::Limits;
+use pillarbox_relay::clock::SystemClock;
+use pillarbox_relay::postgres::parse_url;
+use pillarbox_relay::relay::{Options, Relay};
+use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig};
+use pillarbox_relay::source::postgres::PostgresSource;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let _failpoints = fail::FailScenario::setup();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let takeover_after = Duration::from_millis(number("TAKEOVER_MS", 15_000)?);
+    let postgres = parse_url(&variable("DATABASE_URL")?)?;
+    let source = PostgresSource::new(postgres, &variable("SINK")?, takeover_after);
+    let mut sink = ClickHouseConfig::new(
+        variable("CLICKHOUSE_URL")?,
+        variable("CLICKHOUSE_DATABASE")?,
+        variable("CLICKHOUSE_TABLE")?,
+    );
+    sink.insert_timeout = Duration::from_millis(number("INSERT_TIMEOUT_MS", 10_000)?);
+    sink.at_least_once_allowed = number("AT_LEAST_ONCE", 0)? == 1;
+    let options = Options {
+        limits: Limits {
+            rows_max: number("MAX_ROWS", 500)?,
+            bytes_max: number("MAX_BYTES", 32 * 1024 * 1024)?,
+        },
+        age_max: Duration::from_millis(number("MAX_AGE_MS", 50)?),
+        tend_every: Duration::from_millis(number("TEND_MS", 100)?),
+        ..Options::default()
+    };
+    let relay = Relay::new(source, ClickHouse::new(sink)?, SystemClock, options);
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stopper = stop.clone();
+    tokio::spawn(async move {
+        terminate.recv().await;
+        stopper.cancel();
+    });
+    if variable("MODE")? == "drain" {
+        let drained = relay.drain(&stop).await?;
+        println!("drained {} batches, {} rows", drained.batches, drained.rows);
+    } else {
+        relay.run(&stop).await?;
+    }
+    Ok(())
+}
+
+fn variable(name: &str) -> Result<String> {
+    std::env::var(name).with_context(|| format!("{name} is not set"))
+}
+
+fn number(name: &str, default: u64) -> Result<u64> {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("{name} is not a number: {text}")),
+        Err(_) => Ok(default),
+    }
+}
