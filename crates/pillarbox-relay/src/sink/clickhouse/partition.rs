@@ -10,8 +10,19 @@ use jiff::tz::TimeZone;
 use super::column::{ColumnType, Kind, Value};
 
 const DAY_S: i64 = 86_400;
+/// Days that a Date can hold, from 1970-01-01 on.
+const DATE_DAYS: i64 = 1 << 16;
 /// 1970-01-01 was a Thursday: three days after a Monday.
 const EPOCH_WEEKDAY: i64 = 3;
+
+/// How the server turns a time into a date.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Calendar {
+    /// Zone of columns that name none.
+    pub(super) zone: TimeZone,
+    /// Old servers (18.16 does) know no day before 1970-01-01, not even as a local date.
+    pub(super) starts_1970: bool,
+}
 
 /// A partition expression that the relay can evaluate.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +35,9 @@ pub(super) enum Rule {
         column: usize,
         /// Ticks per second of a time; `None` when the column is a Date.
         ticks: Option<i64>,
-        zone: TimeZone,
+        /// Whether it is a DateTime64, of which `toDate` wraps around where Date ends.
+        wraps: bool,
+        calendar: Calendar,
     },
 }
 
@@ -43,13 +56,13 @@ pub(super) struct Key(i64);
 
 impl Rule {
     /// Reads `system.tables.partition_key`. `find` gives index and type of a column that the relay
-    /// fills; `server_zone` is used for columns that name no zone.
+    /// fills.
     ///
     /// # Errors
     /// What is not supported, as the end of a sentence.
     pub(super) fn parse(
         expression: &str,
-        server_zone: &TimeZone,
+        calendar: &Calendar,
         find: impl Fn(&str) -> Option<(usize, ColumnType)>,
     ) -> Result<Self, String> {
         let text = expression.trim();
@@ -84,13 +97,14 @@ impl Rule {
         };
         let zone = match named_zone {
             Some(zone) => TimeZone::get(zone).map_err(|_| refused())?,
-            None => of.zone.unwrap_or_else(|| server_zone.clone()),
+            None => of.zone.unwrap_or_else(|| calendar.zone.clone()),
         };
         Ok(Self::Of {
             function,
             column,
             ticks,
-            zone,
+            wraps: matches!(of.kind, Kind::DateTime64 { .. }),
+            calendar: Calendar { zone, ..*calendar },
         })
     }
 
@@ -102,6 +116,12 @@ impl Rule {
                 function: Function::Month | Function::Day,
                 ..
             } => key.0.to_string(),
+            // Old servers show their first day as no day at all, but not as a Monday.
+            Self::Of {
+                function: Function::Date,
+                calendar,
+                ..
+            } if calendar.starts_1970 && key.0 == 0 => "0000-00-00".to_owned(),
             Self::Of { .. } => civil_of(key.0).to_string(),
         }
     }
@@ -128,7 +148,8 @@ impl Evaluator {
             function,
             column,
             ticks,
-            zone,
+            wraps,
+            calendar,
         } = rule
         else {
             return Key(0);
@@ -139,13 +160,14 @@ impl Evaluator {
             _ => 0,
         };
         let Some(ticks) = ticks else {
-            return function.of_days(stored);
+            return function.of_days(stored, *wraps);
         };
         let seconds = stored.div_euclid(*ticks);
         if !self.day.contains(&seconds) {
-            let (days, bounds) = day_around(seconds, zone);
+            let (days, bounds) = day_around(seconds, &calendar.zone);
+            let first = if calendar.starts_1970 { 0 } else { i64::MIN };
             self.day = bounds;
-            self.key = function.of_days(days);
+            self.key = function.of_days(days.max(first), *wraps);
         }
         self.key
     }
@@ -183,15 +205,20 @@ fn civil_of(days: i64) -> civil::Date {
 }
 
 impl Function {
-    /// Of a day, as days since 1970. `Date` starts there: earlier days become the first one.
-    fn of_days(self, days: i64) -> Key {
+    /// Of a day, as days since 1970. `Date` has 2¹⁶ days from there on; what happens to others was
+    /// tried on 26.9.
+    fn of_days(self, days: i64, wraps: bool) -> Key {
         let date = || civil_of(days);
         let month = |date: civil::Date| i64::from(date.year()) * 100 + i64::from(date.month());
         Key(match self {
             Self::Month => month(date()),
             Self::Day => month(date()) * 100 + i64::from(date().day()),
+            Self::Date if wraps => days.rem_euclid(DATE_DAYS),
             Self::Date => days.max(0),
-            Self::Monday => (days - (days + EPOCH_WEEKDAY).rem_euclid(7)).max(0),
+            Self::Monday => {
+                let monday = days - (days + EPOCH_WEEKDAY).rem_euclid(7);
+                monday.clamp(0, DATE_DAYS - 1)
+            }
         })
     }
 }
@@ -204,7 +231,11 @@ mod tests {
 
     fn rule(expression: &str, of: &str) -> Result<Rule, String> {
         let of = ColumnType::parse(of);
-        Rule::parse(expression, &TimeZone::UTC, |name| {
+        let calendar = Calendar {
+            zone: TimeZone::UTC,
+            starts_1970: false,
+        };
+        Rule::parse(expression, &calendar, |name| {
             (name == "event_date_time")
                 .then(|| of.clone())
                 .flatten()
@@ -246,7 +277,7 @@ mod tests {
     #[test]
     fn mondays() {
         for day in 0..1000 {
-            let monday = Function::Monday.of_days(day).0;
+            let monday = Function::Monday.of_days(day, false).0;
             assert!(monday <= day && day - monday < 7);
             assert!(monday == 0 || civil_of(monday).weekday() == Weekday::Monday);
         }

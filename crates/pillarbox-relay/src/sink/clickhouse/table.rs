@@ -24,6 +24,8 @@ const WINDOW_SETTINGS: [&str; 4] = [
 pub(super) struct Server {
     pub(super) version: String,
     pub(super) zone: String,
+    /// Whether it knows no local date before 1970-01-01.
+    pub(super) starts_1970: bool,
     /// Values of the settings that it knows, of those that the sink uses.
     pub(super) settings: BTreeMap<String, String>,
     /// Defaults of the table settings that matter.
@@ -61,10 +63,12 @@ pub(super) struct ViewTarget {
     pub(super) table: Option<Table>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct About {
     version: String,
     zone: String,
+    first_year: u16,
 }
 
 #[derive(Deserialize)]
@@ -75,14 +79,14 @@ struct Setting {
 
 impl Server {
     pub(super) async fn ask(client: &Client) -> Result<Self, Fault> {
-        let about: Vec<About> = client
-            .rows("SELECT version() AS version, timezone() AS zone")
-            .await?;
-        let (version, zone) = about
-            .into_iter()
-            .next()
-            .map(|about| (about.version, about.zone))
-            .unwrap_or_default();
+        let about = "SELECT version() AS version, timezone() AS zone, \
+                     toYear(toDateTime(0, 'America/New_York')) AS first_year";
+        let about: Vec<About> = client.rows(about).await?;
+        let About {
+            version,
+            zone,
+            first_year,
+        } = about.into_iter().next().unwrap_or_default();
         let wanted = settings::INSERT.iter().map(|(name, _)| *name).chain([
             settings::TOKEN,
             settings::LOG_COMMENT,
@@ -94,6 +98,7 @@ impl Server {
         Ok(Self {
             version,
             zone,
+            starts_1970: first_year == 1970,
             settings,
             merge_tree,
         })
