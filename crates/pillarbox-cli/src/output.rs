@@ -42,6 +42,15 @@ pub(crate) fn show(table: &Table) -> Result<(), Failure> {
     Ok(())
 }
 
+/// "1 event", "2 events", "2 batches".
+pub(crate) fn plural(count: u64, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        n if noun.ends_with("ch") => format!("{n} {noun}es"),
+        n => format!("{n} {noun}s"),
+    }
+}
+
 /// A size, to three digits or so.
 pub(crate) fn size(bytes: i64) -> String {
     const STEP: f64 = 1024.0;

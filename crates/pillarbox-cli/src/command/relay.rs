@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 use super::sink::check_fingerprint;
 use crate::destination::Destination;
 use crate::exit::{Exit, Failure, Outcome, chain};
+use crate::output::plural;
 use crate::{Place, logging, output};
 
 /// Deliver events to every configured sink
@@ -181,7 +182,9 @@ fn report(place: &Place, sink: &str, drained: Drained) -> Result<(), Failure> {
         return output::line(json!({ "sink": sink, "batches": batches, "rows": rows }));
     }
     output::line(format!(
-        "delivered {rows} events in {batches} batches to {sink}"
+        "delivered {} in {} to {sink}",
+        plural(rows, "event"),
+        plural(batches, "batch")
     ))
 }
 

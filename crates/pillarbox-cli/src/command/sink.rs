@@ -288,8 +288,8 @@ impl Retire {
         let events = events.map_or(0, |backlog| backlog.events);
         if !self.yes {
             return Err(Failure::usage(format!(
-                "retiring the sink {name} is final: {} not delivered yet would never reach it, \
-                 its relay stops, and its name cannot be used again; to do it, add --yes",
+                "retiring the sink {name} is final: {} not delivered yet, none of which would reach \
+                 it; its relay stops, and its name cannot be used again; to do it, add --yes",
                 counted(events)
             )));
         }

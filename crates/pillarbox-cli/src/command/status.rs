@@ -12,6 +12,7 @@ use tokio_postgres::{Client, Row};
 
 use crate::destination::Destination;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::output::plural;
 use crate::{Place, output};
 
 /// Between two looks of --watch.
@@ -195,8 +196,8 @@ impl Report {
                 "state",
                 "guarantee",
                 "lag",
-                "waiting",
-                "open",
+                "waiting events",
+                "open batches",
                 "last delivery",
             ];
             let mut table = output::table(&head);
@@ -302,15 +303,15 @@ impl SinkStatus {
             } else {
                 age(self.lag_ms)
             },
-            format!("{}{more} events", self.waiting_events),
-            format!("{} batches", self.open_batches),
+            format!("{}{more}", self.waiting_events),
+            self.open_batches.to_string(),
             self.last_delivery.as_ref().map_or_else(
                 || "none yet".to_owned(),
                 |last| {
                     format!(
-                        "batch {}, {} events, {} ago",
+                        "batch {}, {}, {} ago",
                         last.number,
-                        last.rows,
+                        plural(last.rows.unsigned_abs(), "event"),
                         age(last.age_ms)
                     )
                 },

@@ -177,7 +177,8 @@ async fn a_sink_from_now_on_and_a_second_sink() -> Result<()> {
     program.done(&["publish", "late", "{}"]).await?;
     let out = program.done(&["relay", "--once"]).await?;
     assert!(
-        out.contains("delivered 2 events in") && out.contains("delivered 1 events in"),
+        out.contains("delivered 2 events in")
+            && out.contains("delivered 1 event in 1 batch to new"),
         "{out}"
     );
     let fresh = program.json(&["events", "--sink", "new"]).await?;
