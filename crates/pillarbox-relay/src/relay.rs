@@ -503,7 +503,11 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         loop {
             self.moved();
             let columns = session.outbox_columns().await?;
-            let trouble = match self.sink.prepare(&columns).await {
+            let planned = tokio::select! { biased;
+                () = stop.cancelled() => return Ok(None),
+                planned = self.sink.prepare(&columns) => planned,
+            };
+            let trouble = match planned {
                 Ok(plan) => {
                     tracing::info!(guarantee = plan.guarantee().as_str(), "the sink is ready");
                     return Ok(Some(plan));

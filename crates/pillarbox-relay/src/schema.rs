@@ -88,7 +88,7 @@ impl From<tokio_postgres::Error> for SchemaError {
             return Self::Rights {
                 reason: answer.message().to_owned(),
                 remedy: "connect as a user that was granted the right role, \
-                         for example with: pillarbox grant USER --role relay"
+                         for example with: pillarbox grant USER --as relay"
                     .to_owned(),
             };
         }

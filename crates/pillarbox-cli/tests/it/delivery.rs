@@ -336,7 +336,6 @@ async fn watch_refreshes_until_it_is_interrupted() -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "06_registry.sql locks class 1348628312, which is not schema::LOCK_CLASS"]
 async fn registration_waits_while_a_leaf_is_being_truncated() -> Result<()> {
     let (_postgres, program, url) = database(PgVersion::V15).await?;
     let clickhouse = ClickHouse::start(Flavour::V26).await?;

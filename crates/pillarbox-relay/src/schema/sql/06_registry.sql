@@ -1,7 +1,7 @@
 -- Registration of sinks. It shares a lock with the truncation of leaves, so that a leaf is never
 -- emptied by a relay that has not seen the new sink.
 
--- (1348628312, 0): turning and truncating the ring. 1348628312 is 'PBOX' in ASCII.
+-- (1346522968, 0): turning and truncating the ring. 1346522968 is 'PBOX' in ASCII.
 create function pillarbox.register_sink(
     name text, fingerprint text, origin integer, from_now boolean default false
 ) returns integer
@@ -12,7 +12,7 @@ declare
     registered integer;
     start pg_snapshot := '1:1:';
 begin
-    perform pg_catalog.pg_advisory_xact_lock(1348628312, 0);
+    perform pg_catalog.pg_advisory_xact_lock(1346522968, 0);
     if from_now then
         -- After the lock: what a truncation has removed until here lies before this snapshot.
         start := pg_catalog.pg_current_snapshot();
