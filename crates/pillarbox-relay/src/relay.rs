@@ -182,9 +182,10 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     /// When the sink or the database refuses at the start, or the sink was retired.
     pub async fn run(&self, stop: &CancellationToken) -> Result<(), Halt> {
         let mut failures = 0;
+        let mut has_started = false;
         loop {
             let began = self.clock.now();
-            let ended = match self.tenure(Mode::Run, stop).await {
+            let ended = match self.tenure(Mode::Run, stop, &mut has_started).await {
                 Ok(()) => return Ok(()),
                 Err(Halt::Source(SourceError::Refused(reason))) => {
                     return Err(Halt::Source(SourceError::Refused(reason)));
@@ -216,7 +217,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             self.batches.load(Ordering::Relaxed),
             self.rows.load(Ordering::Relaxed),
         );
-        self.tenure(Mode::Drain, stop).await?;
+        self.tenure(Mode::Drain, stop, &mut false).await?;
         Ok(Drained {
             batches: self.batches.load(Ordering::Relaxed) - before.0,
             rows: self.rows.load(Ordering::Relaxed) - before.1,
@@ -224,7 +225,12 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     }
 
     /// From taking over to losing the session or ending well.
-    async fn tenure(&self, mode: Mode, stop: &CancellationToken) -> Result<(), Halt> {
+    async fn tenure(
+        &self,
+        mode: Mode,
+        stop: &CancellationToken,
+        has_started: &mut bool,
+    ) -> Result<(), Halt> {
         let standby = if mode == Mode::Drain {
             Standby::Leave
         } else {
@@ -237,7 +243,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         self.moved();
         let (switch, switches) = watch::channel(session.beat().await?);
         let ended = tokio::select! { biased;
-            ended = self.work(&session, mode, switches, stop) => ended,
+            ended = self.work(&session, mode, switches, stop, has_started) => ended,
             // A beat or a ring that fails has lost the session, and so the right to deliver.
             Err(lost) = self.beat(&session, &switch) => Err(lost),
             Err(lost) = self.tend(&session) => Err(lost),
@@ -255,12 +261,12 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         mode: Mode,
         switches: watch::Receiver<Switches>,
         stop: &CancellationToken,
+        has_started: &mut bool,
     ) -> Result<(), Halt> {
-        let mut has_started = false;
         let mut replanned_at = None;
         loop {
             let ended = self
-                .serve(session, mode, switches.clone(), stop, &mut has_started)
+                .serve(session, mode, switches.clone(), stop, has_started)
                 .await;
             let delivered = Some(self.batches.load(Ordering::Relaxed));
             let halt = match ended {
@@ -278,7 +284,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 "the sink stands still"
             );
             session.report(Some(&reason)).await?;
-            if mode == Mode::Drain || !has_started {
+            if mode == Mode::Drain || !*has_started {
                 return Err(halt);
             }
             if self.rest(self.options.stopped_for, stop).await {
@@ -310,7 +316,10 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         };
         let mut standing = session.standing().await?;
         if standing.timeline_changed {
-            self.judge_timeline(&tenure, &mut standing).await?;
+            let judged = self.judge_timeline(&tenure, &mut standing);
+            if judged.await? {
+                return Ok(());
+            }
         }
         *has_started = true;
         if standing.unfinished.is_empty() {
@@ -422,9 +431,15 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     ) -> Result<Option<String>, Halt> {
         let began = self.clock.now();
         let mut is_unknown = prepared.is_unknown;
+        // An attempt in doubt stays in doubt while later ones are refused: by the time that one gets
+        // through, the destination may have forgotten the token.
+        let mut was_unknown = is_unknown;
         let mut failures = 0;
         loop {
             self.moved();
+            if self.held_back(tenure).await {
+                return Ok(None);
+            }
             let trouble = if is_unknown {
                 let doubt = self.doubt(prepared);
                 match self.sink.resolve(&tenure.plan, insert, doubt).await {
@@ -446,10 +461,13 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 step!("block-answered");
                 match delivery {
                     Delivery::Delivered(server) => return Ok(Some(server)),
-                    Delivery::Retry(trouble) => trouble,
+                    Delivery::Retry(trouble) => {
+                        is_unknown = was_unknown;
+                        trouble
+                    }
                     Delivery::Rejected(trouble) => return Err(stopped(trouble)),
                     Delivery::Unknown(trouble) => {
-                        is_unknown = true;
+                        (is_unknown, was_unknown) = (true, true);
                         trouble
                     }
                 }
@@ -526,17 +544,33 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     }
 
     /// After a failover: goes on under a new origin if the sink holds nothing that this server has
-    /// forgotten.
+    /// forgotten. Returns whether to stop.
     async fn judge_timeline(
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
         standing: &mut Standing,
-    ) -> Result<(), Halt> {
-        let highest = self
-            .sink
-            .highest_number(&tenure.plan, standing.origin)
-            .await;
-        let highest = highest.map_err(stopped)?.unwrap_or(0);
+    ) -> Result<bool, Halt> {
+        let began = self.clock.now();
+        let mut failures = 0;
+        let highest = loop {
+            self.moved();
+            let asked = tokio::select! { biased;
+                () = tenure.stop.cancelled() => return Ok(true),
+                asked = self.sink.highest_number(&tenure.plan, standing.origin) => asked,
+            };
+            let trouble = match asked {
+                Ok(highest) => break highest.unwrap_or(0),
+                Err(trouble) => trouble,
+            };
+            failures += 1;
+            let stop = tenure.stop;
+            if self
+                .bear(tenure.mode, trouble, failures, began, stop)
+                .await?
+            {
+                return Ok(true);
+            }
+        };
         if highest > standing.last_number {
             return Err(Halt::Stopped(
                 format!(
@@ -553,7 +587,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             origin = standing.origin,
             "the server was promoted: going on"
         );
-        Ok(())
+        Ok(false)
     }
 
     /// Shows that this relay lives, and that it is not stuck.
@@ -582,6 +616,18 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             self.clock.sleep(self.options.tend_every).await;
             session.tend().await?;
         }
+    }
+
+    /// Waits while somebody has paused the sink. Returns whether nothing more is to be done: a stop
+    /// was requested, or a drain, which does not wait, found it paused.
+    async fn held_back(&self, tenure: &Tenure<'_, S::Session, K::Plan>) -> bool {
+        while tenure.switches.borrow().paused {
+            self.moved();
+            if tenure.mode == Mode::Drain || self.rest(self.options.probe_max, tenure.stop).await {
+                return true;
+            }
+        }
+        false
     }
 
     /// Waits; returns whether a stop was requested.

@@ -68,6 +68,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         tenure: &Tenure<'_, S::Session, K::Plan>,
         sealing: &mut Sealing,
     ) -> Result<Option<Prepared>, Halt> {
+        if self.held_back(tenure).await {
+            return Ok(None);
+        }
         if let Some(unfinished) = sealing.unfinished.pop_front() {
             return self.rebuild(tenure, unfinished).await.map(Some);
         }
@@ -113,6 +116,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                         if age >= options.age_max || is_large || tenure.mode == Mode::Drain =>
                     {
                         sealing.outbox_bytes = probe.outbox_bytes;
+                        sealing.has_drained = is_drain;
                         return Ok(Some(probe.snapshot));
                     }
                     Some(age) => wait = (options.age_max - age).min(options.probe_max),
