@@ -204,3 +204,24 @@ fn a_sample_is_bounded_and_the_count_is_not() {
     assert_eq!(verdict.lost.count, 1_000);
     assert_eq!(verdict.lost.sample.len(), 10);
 }
+
+#[test]
+fn any_changed_byte_of_a_context_changes_the_hash() {
+    let text = "0123456789abcdefghijk";
+    let plain = content(text).hash();
+    for at in 0..text.len() {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes[at] ^= 1;
+        let changed = Content {
+            event_context: &bytes,
+            ..content(text)
+        };
+        assert_ne!(changed.hash(), plain, "byte {at}");
+        assert_ne!(content(&text[..at]).hash(), plain, "cut at {at}");
+    }
+    assert_ne!(content("ab\0").hash(), content("ab").hash());
+    assert_ne!(
+        content("8765432112345678").hash(),
+        content("1234567887654321").hash()
+    );
+}
