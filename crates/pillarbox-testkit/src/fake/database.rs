@@ -213,7 +213,9 @@ impl FakeDatabase {
 
     /// Runs once between the check of a leaf and its lock.
     pub fn before_leaf_lock(&self, hook: impl FnOnce() + Send + 'static) {
-        self.state().before_leaf_lock = Some(Box::new(hook));
+        // What an unused hook holds may itself need the database when it is dropped.
+        let unused = self.state().before_leaf_lock.replace(Box::new(hook));
+        drop(unused);
     }
 
     /// Ends the server and starts it again. Sessions and unprepared transactions end; commits that
