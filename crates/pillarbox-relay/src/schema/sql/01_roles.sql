@@ -28,8 +28,8 @@ $$;
 
 create schema pillarbox authorization pillarbox_owner;
 set local role pillarbox_owner;
-alter default privileges for role pillarbox_owner in schema pillarbox
-    revoke execute on functions from public;
+-- Not "in schema": that could only add to what PUBLIC has by default.
+alter default privileges for role pillarbox_owner revoke execute on functions from public;
 
 create table pillarbox.schema_version (
     version integer primary key,

@@ -1,6 +1,7 @@
 -- Rights. PUBLIC has nothing.
 
 revoke all on schema pillarbox from public;
+revoke execute on all functions in schema pillarbox from public;
 grant usage on schema pillarbox to pillarbox_publisher, pillarbox_relay, pillarbox_reader;
 
 -- A publisher writes events, and reads back nothing but the event_id.

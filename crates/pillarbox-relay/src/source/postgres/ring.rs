@@ -139,6 +139,7 @@ impl Ring {
     async fn empty(&mut self, slot: i16) -> Result<bool, SourceError> {
         let (sinks, numbers) = self.known();
         let needed = include_str!("sql/leaf_needed.sql").replace("{slot}", &slot.to_string());
+        let busy = include_str!("sql/leaf_busy.sql").replace("{slot}", &slot.to_string());
         let lock = format!(
             "set local lock_timeout = '20ms';
              lock table only pillarbox.event_{slot} in access exclusive mode"
@@ -150,6 +151,14 @@ impl Ring {
         let given: &[&(dyn ToSql + Sync)] = &[&sinks, &numbers];
         if transaction
             .query_one(&needed, given)
+            .await
+            .map_err(lost)?
+            .get(0)
+        {
+            return Ok(false);
+        }
+        if transaction
+            .query_one(&busy, &[])
             .await
             .map_err(lost)?
             .get(0)
