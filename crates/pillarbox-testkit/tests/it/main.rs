@@ -3,10 +3,17 @@
 mod clickhouse_current;
 mod clickhouse_servers;
 mod clickhouse_sink;
+mod documents;
 mod killed;
+mod ledger;
 mod oracle;
 mod outbox;
+mod plans;
+mod privileges;
+mod publishing;
+mod ring;
 mod schema;
 mod servers;
 mod spine_on_fakes;
+mod tenure;
 mod window;
