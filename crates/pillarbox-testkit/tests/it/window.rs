@@ -310,8 +310,7 @@ async fn what_commits_first_is_sealed_no_later() -> Result<()> {
         batch_of.extend(sealed.ids().into_iter().map(|id| (id, number)));
     }
     assert_eq!(batch_of.len(), order.len());
-    // The slow transaction begins before those that commit while it runs; it may precede them.
-    let quick: Vec<_> = order.iter().filter_map(|id| batch_of.get(id)).collect();
+    // Each pair where A was committed before B's transaction took its id.
     let began_late = outbox
         .admin
         .query(
@@ -321,14 +320,13 @@ async fn what_commits_first_is_sealed_no_later() -> Result<()> {
         )
         .await?;
     let place: BTreeMap<_, _> = order.iter().enumerate().map(|(at, id)| (*id, at)).collect();
-    let slow_ids = |id: &Uuid| place.get(id).copied();
     for row in &began_late {
         let (a, b): (Uuid, Uuid) = (row.get(0), row.get(1));
-        if slow_ids(&a) < slow_ids(&b) {
+        if place.get(&a) < place.get(&b) {
             assert!(batch_of[&a] <= batch_of[&b], "{a} after {b}");
         }
     }
-    assert_eq!(quick.len(), order.len());
+    assert!(!began_late.is_empty());
     Ok(())
 }
 

@@ -19,8 +19,9 @@ use crate::source::{Rows, SourceError};
 /// How long the server may be silent inside a COPY: it has nothing to wait for.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// How long a cancellation may take to arrive after its connection was closed: it is a signal.
-const CANCELLATION_SECONDS_MAX: f64 = 0.2;
+/// How long a cancellation may take to arrive after its connection was closed: it is a signal. One
+/// that comes later still costs a tenure, no event.
+const CANCELLATION_SECONDS_MAX: f64 = 0.05;
 
 /// Reads `span` into `into` until that has no room or took `rows_max` rows. One row more is read, so
 /// that a batch is cut only where another row follows.
