@@ -19,100 +19,20 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::batch::Limits;
 use crate::clock::Clock;
 use crate::failpoint::step;
-use crate::sink::{Delivery, Doubt, Insert, Plan as _, Reaction, Resolution, Sink, Trouble};
-use crate::source::{Outcome, Session, Source, SourceError, Standby, Standing, Switches};
+use crate::sink::{Delivery, Doubt, Insert, Reaction, Resolution, Sink, Trouble};
+use crate::source::{Outcome, Session, Source, SourceError, Standby, Switches};
 
+mod halt;
+mod options;
+mod planning;
 mod sealing;
 
+pub use halt::Halt;
+use halt::stopped;
+pub use options::Options;
 use sealing::{Prepared, Sealing};
-
-/// Bounds and intervals of a relay.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// What closes a batch.
-    pub limits: Limits,
-    /// How long an event may wait for its batch to fill.
-    pub age_max: Duration,
-    /// Deliveries at once. One keeps the order of batches (INV-10).
-    pub in_flight_max: usize,
-    /// Wait between two probes while events come.
-    pub probe_min: Duration,
-    /// Wait between two probes after a long silence.
-    pub probe_max: Duration,
-    /// How often a relay shows that it lives; well below the take-over time of its stand-by.
-    pub beat_every: Duration,
-    /// How often the ring is looked after.
-    pub tend_every: Duration,
-    /// How long a stopped sink stands still before it is looked at again.
-    pub stopped_for: Duration,
-    /// How long deliveries may go on after a stop request.
-    pub grace: Duration,
-    /// How long a drain bears with a destination that does not take a batch.
-    pub drain_patience: Duration,
-    /// No progress at all for this long means that the spine is stuck: it gives up its tenure. Longer
-    /// than the longest deadline of a sink and the longest backoff together.
-    pub stuck_after: Duration,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            limits: Limits {
-                rows_max: 200_000,
-                bytes_max: 32 * 1024 * 1024,
-            },
-            age_max: Duration::from_secs(1),
-            in_flight_max: 2,
-            probe_min: Duration::from_millis(10),
-            probe_max: Duration::from_millis(250),
-            beat_every: Duration::from_secs(1),
-            tend_every: Duration::from_secs(5),
-            stopped_for: Duration::from_secs(30),
-            grace: Duration::from_secs(20),
-            drain_patience: Duration::from_secs(30),
-            stuck_after: Duration::from_secs(900),
-        }
-    }
-}
-
-/// Why a relay ended, or a tenure of it.
-#[derive(Debug, thiserror::Error)]
-pub enum Halt {
-    /// The session with the source is gone; the next tenure goes on from the ledger.
-    #[error(transparent)]
-    Source(SourceError),
-    /// Somebody has to mend something first.
-    #[error("the sink stands still: {0}")]
-    Stopped(String, #[source] Option<Trouble>),
-    /// The sink's columns may have changed: plan again.
-    #[error("the sink's table may have changed: {0}")]
-    Replan(Trouble),
-    /// The destination took nothing for longer than a drain may wait.
-    #[error("the destination does not take the events: {0}")]
-    GaveUp(Trouble),
-    /// Nothing moved for longer than any deadline.
-    #[error("the relay made no progress for {0:?}")]
-    Stuck(Duration),
-    /// Another relay is active for this sink.
-    #[error("another relay is active for this sink")]
-    NotActive,
-    /// The sink was retired.
-    #[error("the sink was retired")]
-    Retired,
-}
-
-impl From<SourceError> for Halt {
-    fn from(error: SourceError) -> Self {
-        match error {
-            SourceError::Broken(reason) => Self::Stopped(reason, None),
-            SourceError::Row(error) => Self::Stopped(error.to_string(), None),
-            lost => Self::Source(lost),
-        }
-    }
-}
 
 /// What a drain did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -509,87 +429,6 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             .await)
     }
 
-    /// Asks the sink for a plan until it answers; `None` when told to stop before that.
-    async fn plan(
-        &self,
-        session: &S::Session,
-        mode: Mode,
-        stop: &CancellationToken,
-    ) -> Result<Option<K::Plan>, Halt> {
-        let began = self.clock.now();
-        let mut failures = 0;
-        loop {
-            self.moved();
-            let columns = session.outbox_columns().await?;
-            let planned = tokio::select! { biased;
-                () = stop.cancelled() => return Ok(None),
-                planned = self.sink.prepare(&columns) => planned,
-            };
-            let trouble = match planned {
-                Ok(plan) => {
-                    tracing::info!(guarantee = plan.guarantee().as_str(), "the sink is ready");
-                    return Ok(Some(plan));
-                }
-                Err(trouble) if trouble.reaction == Reaction::Replan => {
-                    return Err(stopped(trouble));
-                }
-                Err(trouble) => trouble,
-            };
-            failures += 1;
-            tracing::warn!(reason = %trouble.reason, "the sink is not ready yet");
-            if self.bear(mode, trouble, failures, began, stop).await? {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// After a failover: goes on under a new origin if the sink holds nothing that this server has
-    /// forgotten. Returns whether to stop.
-    async fn judge_timeline(
-        &self,
-        tenure: &Tenure<'_, S::Session, K::Plan>,
-        standing: &mut Standing,
-    ) -> Result<bool, Halt> {
-        let began = self.clock.now();
-        let mut failures = 0;
-        let highest = loop {
-            self.moved();
-            let asked = tokio::select! { biased;
-                () = tenure.stop.cancelled() => return Ok(true),
-                asked = self.sink.highest_number(&tenure.plan, standing.origin) => asked,
-            };
-            let trouble = match asked {
-                Ok(highest) => break highest.unwrap_or(0),
-                Err(trouble) => trouble,
-            };
-            failures += 1;
-            let stop = tenure.stop;
-            if self
-                .bear(tenure.mode, trouble, failures, began, stop)
-                .await?
-            {
-                return Ok(true);
-            }
-        };
-        if highest > standing.last_number {
-            return Err(Halt::Stopped(
-                format!(
-                    "this server was promoted without the last seals: the sink holds batch \
-                     {highest}, the ledger ends with {}; the batches between them must be settled \
-                     by hand before the relay goes on",
-                    standing.last_number
-                ),
-                None,
-            ));
-        }
-        standing.origin = tenure.session.renew_origin().await?;
-        tracing::warn!(
-            origin = standing.origin,
-            "the server was promoted: going on"
-        );
-        Ok(false)
-    }
-
     /// Shows that this relay lives, and that it is not stuck.
     async fn beat(
         &self,
@@ -657,8 +496,4 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     fn moved(&self) {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = self.clock.now();
     }
-}
-
-fn stopped(trouble: Trouble) -> Halt {
-    Halt::Stopped(trouble.reason.clone(), Some(trouble))
 }

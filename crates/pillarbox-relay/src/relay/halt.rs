@@ -1,0 +1,47 @@
+//! Why the spine ends.
+
+use std::time::Duration;
+
+use crate::sink::Trouble;
+use crate::source::SourceError;
+
+/// Why a relay ended, or a tenure of it.
+#[derive(Debug, thiserror::Error)]
+pub enum Halt {
+    /// The session with the source is gone; the next tenure goes on from the ledger.
+    #[error(transparent)]
+    Source(SourceError),
+    /// Somebody has to mend something first.
+    #[error("the sink stands still: {0}")]
+    Stopped(String, #[source] Option<Trouble>),
+    /// The sink's columns may have changed: plan again.
+    #[error("the sink's table may have changed: {0}")]
+    Replan(Trouble),
+    /// The destination took nothing for longer than a drain may wait.
+    #[error("the destination does not take the events: {0}")]
+    GaveUp(Trouble),
+    /// Nothing moved for longer than any deadline.
+    #[error("the relay made no progress for {0:?}")]
+    Stuck(Duration),
+    /// Another relay is active for this sink.
+    #[error("another relay is active for this sink")]
+    NotActive,
+    /// The sink was retired.
+    #[error("the sink was retired")]
+    Retired,
+}
+
+impl From<SourceError> for Halt {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Broken(reason) => Self::Stopped(reason, None),
+            SourceError::Row(error) => Self::Stopped(error.to_string(), None),
+            lost => Self::Source(lost),
+        }
+    }
+}
+
+/// A stop for the reason of `trouble`.
+pub(super) fn stopped(trouble: Trouble) -> Halt {
+    Halt::Stopped(trouble.reason.clone(), Some(trouble))
+}

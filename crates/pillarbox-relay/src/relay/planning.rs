@@ -1,0 +1,93 @@
+//! Before anything is sealed: the sink's plan, and whether this server's ledger still speaks of the
+//! history that the sink has seen.
+
+use tokio_util::sync::CancellationToken;
+
+use super::halt::stopped;
+use super::{Halt, Mode, Relay, Tenure};
+use crate::clock::Clock;
+use crate::sink::{Plan as _, Reaction, Sink};
+use crate::source::{Session, Source, Standing};
+
+impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
+    /// Asks the sink for a plan until it answers; `None` when told to stop before that.
+    pub(super) async fn plan(
+        &self,
+        session: &S::Session,
+        mode: Mode,
+        stop: &CancellationToken,
+    ) -> Result<Option<K::Plan>, Halt> {
+        let began = self.clock.now();
+        let mut failures = 0;
+        loop {
+            self.moved();
+            let columns = session.outbox_columns().await?;
+            let planned = tokio::select! { biased;
+                () = stop.cancelled() => return Ok(None),
+                planned = self.sink.prepare(&columns) => planned,
+            };
+            let trouble = match planned {
+                Ok(plan) => {
+                    tracing::info!(guarantee = plan.guarantee().as_str(), "the sink is ready");
+                    return Ok(Some(plan));
+                }
+                Err(trouble) if trouble.reaction == Reaction::Replan => {
+                    return Err(stopped(trouble));
+                }
+                Err(trouble) => trouble,
+            };
+            failures += 1;
+            tracing::warn!(reason = %trouble.reason, "the sink is not ready yet");
+            if self.bear(mode, trouble, failures, began, stop).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// After a failover: goes on under a new origin if the sink holds nothing that this server has
+    /// forgotten. Returns whether to stop.
+    pub(super) async fn judge_timeline(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        standing: &mut Standing,
+    ) -> Result<bool, Halt> {
+        let began = self.clock.now();
+        let mut failures = 0;
+        let highest = loop {
+            self.moved();
+            let asked = tokio::select! { biased;
+                () = tenure.stop.cancelled() => return Ok(true),
+                asked = self.sink.highest_number(&tenure.plan, standing.origin) => asked,
+            };
+            let trouble = match asked {
+                Ok(highest) => break highest.unwrap_or(0),
+                Err(trouble) => trouble,
+            };
+            failures += 1;
+            let stop = tenure.stop;
+            if self
+                .bear(tenure.mode, trouble, failures, began, stop)
+                .await?
+            {
+                return Ok(true);
+            }
+        };
+        if highest > standing.last_number {
+            return Err(Halt::Stopped(
+                format!(
+                    "this server was promoted without the last seals: the sink holds batch \
+                     {highest}, the ledger ends with {}; the batches between them must be settled \
+                     by hand before the relay goes on",
+                    standing.last_number
+                ),
+                None,
+            ));
+        }
+        standing.origin = tenure.session.renew_origin().await?;
+        tracing::warn!(
+            origin = standing.origin,
+            "the server was promoted: going on"
+        );
+        Ok(false)
+    }
+}
