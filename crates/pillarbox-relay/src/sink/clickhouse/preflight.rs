@@ -62,21 +62,11 @@ pub(super) async fn plan(
         views: targets.iter().map(|target| target.view.clone()).collect(),
         warnings,
     };
-    let proven: Vec<_> = mapping
-        .digest
-        .iter()
-        .map(|at| &mapping.columns[*at])
-        .collect();
-    let proven: Vec<_> = proven
-        .iter()
-        .map(|c| (c.name.clone(), c.of.clone()))
-        .collect();
+    let names = mapping.columns.iter().map(|column| column.name.clone());
+    let proven = mapping.digest.iter().map(|at| &mapping.columns[*at]);
+    let proven: Vec<_> = proven.map(|c| (c.name.clone(), c.of.clone())).collect();
     Ok(ClickHousePlan(Arc::new(Details {
-        names: mapping
-            .columns
-            .iter()
-            .map(|column| column.name.clone())
-            .collect(),
+        names: names.collect(),
         insert: insert_statement(&table, &mapping),
         guarantee: choice.guarantee,
         window: choice.window,
