@@ -32,7 +32,10 @@ pub async fn read_clickhouse(
         .with_context(|| format!("counting {table} gave {size:?}"))?;
     let (rows, bytes): (u64, u64) = (rows.parse()?, bytes.parse()?);
     let pages = 1 + (bytes + rows * ROW_BYTES) / PAGE_BYTES;
-    let http = reqwest::Client::new();
+    // A connection kept while a page is taken apart may be closed by the server meanwhile.
+    let http = reqwest::Client::builder()
+        .pool_max_idle_per_host(0)
+        .build()?;
     let mut found = Vec::new();
     for page in 0..pages {
         // A cut answer ends inside of a row, or the count differs.

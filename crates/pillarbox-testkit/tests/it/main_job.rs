@@ -1,0 +1,11 @@
+//! The main job on real servers: from a committed transaction into ClickHouse, each event once.
+
+mod atomic;
+mod contexts;
+mod drain;
+mod guarantee;
+mod outage;
+mod restart;
+mod truncation;
+mod two_relays;
+mod volume;
