@@ -12,12 +12,14 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 pub mod address;
+pub mod listen;
 pub mod quantity;
 mod shape;
 #[cfg(test)]
 mod tests;
 
 pub use address::{Address, Urls};
+pub use listen::Listen;
 pub use quantity::{ByteSize, Period};
 
 /// The file that is read when no other is named and it is there.
@@ -72,6 +74,8 @@ pub struct Config {
     pub relay: Relay,
     /// Destinations by name.
     pub sinks: BTreeMap<String, Sink>,
+    /// Where the relay shows itself.
+    pub console: Console,
     /// What is logged.
     pub log: Log,
     /// The file that was read.
@@ -187,6 +191,14 @@ pub enum Promise {
     ExactlyOnce,
     /// Accept that events may arrive twice.
     AtLeastOnce,
+}
+
+/// `[console]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Console {
+    /// Where it listens; `None` when nobody said, so that it may be done without.
+    pub listen: Option<Listen>,
 }
 
 /// `[log]`.

@@ -6,8 +6,7 @@
 //! that this relay lives, and the tending of the ring. Losing the session ends the tenure, with every
 //! snapshot and row in memory: the ledger alone says where sealing stands.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::failpoint::step;
+use crate::pulse::Pulse;
 use crate::sink::{Delivery, Doubt, Insert, Reaction, Resolution, Sink, Trouble};
 use crate::source::{Outcome, Session, Source, SourceError, Standby, Switches};
 
@@ -58,11 +58,9 @@ pub struct Relay<S, K, C> {
     sink: K,
     clock: C,
     options: Options,
-    batches: AtomicU64,
-    rows: AtomicU64,
     /// Blocks sent, ever: tells how far a deduplication window has moved on.
     blocks: AtomicU64,
-    progress: Mutex<Instant>,
+    pulse: Arc<Pulse>,
 }
 
 /// What one tenure works with.
@@ -79,18 +77,20 @@ struct Tenure<'a, S, P> {
 impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     /// A relay that does nothing yet.
     pub fn new(source: S, sink: K, clock: C, options: Options) -> Self {
-        let progress = Mutex::new(clock.now());
-        let (batches, rows, blocks) = Default::default();
+        let pulse = Pulse::new(&options.sink, options.stuck_after, clock.now());
         Self {
             source,
             sink,
             clock,
             options,
-            batches,
-            rows,
-            blocks,
-            progress,
+            blocks: AtomicU64::default(),
+            pulse: Arc::new(pulse),
         }
+    }
+
+    /// What it shows of itself while it runs.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
     }
 
     /// Delivers until `stop` is cancelled, or stands by while another relay does.
@@ -119,6 +119,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 failures + 1
             };
             tracing::warn!(error = &ended as &dyn std::error::Error, "the tenure ended");
+            self.pulse.set_back(ended.to_string(), self.clock.now());
             if self
                 .rest(Backoff::USUAL.wait(failures, self.clock.chance()), stop)
                 .await
@@ -133,14 +134,12 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     /// # Errors
     /// When not everything could be delivered; what is left is safe, and the next call goes on.
     pub async fn drain(&self, stop: &CancellationToken) -> Result<Drained, Halt> {
-        let before = (
-            self.batches.load(Ordering::Relaxed),
-            self.rows.load(Ordering::Relaxed),
-        );
+        let before = self.pulse.counts();
         self.tenure(Mode::Drain, stop, &mut false).await?;
+        let (batches, rows) = self.pulse.counts();
         Ok(Drained {
-            batches: self.batches.load(Ordering::Relaxed) - before.0,
-            rows: self.rows.load(Ordering::Relaxed) - before.1,
+            batches: batches - before.0,
+            rows: rows - before.1,
         })
     }
 
@@ -156,11 +155,12 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         } else {
             Standby::Wait
         };
+        self.pulse.asking(self.clock.now());
         let session = tokio::select! { biased;
             () = stop.cancelled() => return Ok(()),
             taken = self.source.take_over(standby) => taken?.ok_or(Halt::NotActive)?,
         };
-        self.moved();
+        self.pulse.took_over(self.clock.now());
         let (switch, switches) = watch::channel(session.beat().await?);
         let ended = tokio::select! { biased;
             ended = self.work(&session, mode, switches, stop, has_started) => ended,
@@ -188,7 +188,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             let ended = self
                 .serve(session, mode, switches.clone(), stop, has_started)
                 .await;
-            let delivered = Some(self.batches.load(Ordering::Relaxed));
+            let delivered = Some(self.pulse.counts().0);
             let halt = match ended {
                 Err(Halt::Replan(_)) if replanned_at != delivered => {
                     replanned_at = delivered;
@@ -203,6 +203,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 error = &halt as &dyn std::error::Error,
                 "the sink stands still"
             );
+            self.pulse.stopped(&reason, self.clock.now());
             session.report(Some(&reason)).await?;
             if mode == Mode::Drain || !*has_started {
                 return Err(halt);
@@ -242,6 +243,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             }
         }
         *has_started = true;
+        self.pulse.standing(&standing.unfinished, self.clock.now());
         if standing.unfinished.is_empty() {
             session.report(None).await?;
         }
@@ -303,6 +305,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         let Ok(_permit) = tenure.permits.acquire().await else {
             return Ok(());
         };
+        let _in_flight = self.pulse.delivering();
         let began = self.clock.now();
         let batch = &prepared.batch;
         let mut outcome = Outcome {
@@ -325,8 +328,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         }
         step!("before-confirm");
         tenure.session.confirm(&outcome).await?;
-        self.batches.fetch_add(1, Ordering::Relaxed);
-        self.rows.fetch_add(batch.rows, Ordering::Relaxed);
+        self.pulse.delivered(batch, began, self.clock.now());
         tracing::info!(
             batch = batch.number,
             rows = batch.rows,
@@ -376,6 +378,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 tenure.session.beat().await?;
                 step!("before-send");
                 *attempts += 1;
+                self.pulse.inserting();
                 self.blocks.fetch_add(1, Ordering::Relaxed);
                 let delivery = self.sink.deliver(&tenure.plan, insert, *attempts).await;
                 step!("block-answered");
@@ -387,12 +390,14 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                     }
                     Delivery::Rejected(trouble) => return Err(stopped(trouble)),
                     Delivery::Unknown(trouble) => {
+                        self.pulse.unknown();
                         (is_unknown, was_unknown) = (true, true);
                         trouble
                     }
                 }
             };
             failures += 1;
+            self.pulse.retrying();
             tracing::warn!(
                 batch = insert.batch.number, block = insert.ordinal, attempt = *attempts,
                 is_unknown, code = trouble.code, reason = %trouble.reason, "not delivered yet"
@@ -442,8 +447,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 return Err(Halt::Retired);
             }
             switch.send_replace(switches);
-            let still =
-                self.clock.now() - *self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            let still = self.pulse.progress_age(self.clock.now());
             if still > self.options.stuck_after {
                 return Err(Halt::Stuck(still));
             }
@@ -483,17 +487,14 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     }
 
     fn doubt(&self, prepared: &Prepared) -> Doubt {
+        let blocks = self.blocks.load(Ordering::Relaxed) - prepared.blocks_before;
         Doubt {
             age: prepared.doubt.age + (self.clock.now() - prepared.prepared_at),
-            blocks_since: prepared.doubt.blocks_since
-                + self
-                    .blocks
-                    .load(Ordering::Relaxed)
-                    .saturating_sub(prepared.blocks_before),
+            blocks_since: prepared.doubt.blocks_since + blocks,
         }
     }
 
     fn moved(&self) {
-        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = self.clock.now();
+        self.pulse.moved(self.clock.now());
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use pillarbox_relay::config::Config;
+use pillarbox_relay::config::{Config, listen};
 
 use crate::program::Program;
 
@@ -63,6 +63,9 @@ async fn init_writes_a_file_that_changes_nothing_and_names_every_key() -> Result
     };
     assert_eq!(facts(sink), facts(plain));
     assert!(plain.url.is_empty() && !sink.url.is_empty());
+    let console = spelled_out.console.listen.map(|listen| listen.to_string());
+    assert_eq!(console.as_deref(), Some(listen::CONSOLE));
+    assert_eq!(as_written.console.listen, None);
     for key in pillarbox_relay::config::keys() {
         assert!(
             text.contains(&format!("# {key} = ")),

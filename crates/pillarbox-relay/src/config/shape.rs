@@ -7,7 +7,7 @@ use config::{Value, ValueKind};
 use super::ConfigError;
 
 /// The sections of fixed name, and their keys.
-pub(super) const SECTIONS: [(&str, &[&str]); 3] = [
+pub(super) const SECTIONS: [(&str, &[&str]); 4] = [
     ("postgres", &["url"]),
     (
         "relay",
@@ -21,6 +21,7 @@ pub(super) const SECTIONS: [(&str, &[&str]); 3] = [
             "probe_max",
         ],
     ),
+    ("console", &["listen"]),
     ("log", &["format", "level"]),
 ];
 
@@ -131,7 +132,7 @@ fn check_key(key: &str, place: &str) -> Result<(), ConfigError> {
         [name, _key] if section(name).is_some() => {
             section(name).map_or_else(Vec::new, |(_, keys)| keys.to_vec())
         }
-        _ => vec!["postgres", "relay", "sinks", "log"],
+        _ => vec!["postgres", "relay", "sinks", "console", "log"],
     };
     let last = match known.contains(&"relay") {
         true => parts.first(),

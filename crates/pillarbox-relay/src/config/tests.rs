@@ -222,3 +222,30 @@ fn a_named_file_that_is_missing_is_an_error() {
         .to_string();
     assert!(got.contains("/nonexistent/pillarbox.toml"), "{got}");
 }
+
+#[test]
+fn the_console_listens_where_it_is_told_or_nowhere() {
+    let listen = |value: &str| {
+        let config = read(&format!("[console]\nlisten = '{value}'"), &[]).expect(value);
+        config.console.listen.expect("one").to_string()
+    };
+    assert_eq!(read("", &[]).expect("defaults").console.listen, None);
+    for given in ["127.0.0.1:9187", "localhost:0", "[::1]:80", "off"] {
+        assert_eq!(listen(given), given);
+    }
+    assert_eq!(listen(""), "off");
+    let off = ("PILLARBOX_CONSOLE__LISTEN", "off");
+    let config = read("[console]\nlisten = '0.0.0.0:1'", &[off]).expect("off");
+    assert_eq!(config.console.listen, Some(Listen::Off));
+    for bad in [
+        "9187",
+        "host",
+        ":9187",
+        "::1:80",
+        "host:99999",
+        "http://host:80/",
+    ] {
+        let text = refusal(&format!("[console]\nlisten = '{bad}'"), &[]);
+        assert!(text.contains("is no address to listen on"), "{text}");
+    }
+}

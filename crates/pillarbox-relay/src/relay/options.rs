@@ -7,6 +7,8 @@ use crate::batch::Limits;
 /// Bounds and intervals of a relay.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Name of the sink, as metrics and health checks show it.
+    pub sink: String,
     /// What closes a batch.
     pub limits: Limits,
     /// How long an event may wait for its batch to fill.
@@ -35,6 +37,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            sink: String::new(),
             limits: Limits {
                 rows_max: 200_000,
                 bytes_max: 32 * 1024 * 1024,

@@ -29,6 +29,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             let trouble = match planned {
                 Ok(plan) => {
                     tracing::info!(guarantee = plan.guarantee().as_str(), "the sink is ready");
+                    self.pulse.planned(plan.guarantee());
                     return Ok(Some(plan));
                 }
                 Err(trouble) if trouble.reaction == Reaction::Replan => {
@@ -38,6 +39,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             };
             failures += 1;
             tracing::warn!(reason = %trouble.reason, "the sink is not ready yet");
+            self.pulse.not_ready(&trouble.reason, self.clock.now());
             if self.bear(mode, trouble, failures, began, stop).await? {
                 return Ok(None);
             }

@@ -109,6 +109,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             }
             if !paused {
                 let probe = tenure.session.probe(&sealing.position).await?;
+                self.pulse.probed(&probe, self.clock.now());
                 let grown = probe.outbox_bytes.saturating_sub(sealing.outbox_bytes);
                 let is_large = grown >= options.limits.bytes_max;
                 match probe.waiting {
@@ -137,6 +138,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         sealing: &mut Sealing,
         now: Snapshot,
     ) -> Result<Option<Prepared>, Halt> {
+        let began = self.clock.now();
         let number = sealing.last_number + 1;
         let mut span = sealing.position.next_span(now);
         let value = sink_value(sealing.origin, number);
@@ -167,6 +169,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             sealed_at: SystemTime::UNIX_EPOCH,
         };
         tenure.session.seal(&mut batch).await?;
+        self.pulse.sealed(&batch, began, self.clock.now());
         sealing.position = Position::from(&batch.span);
         sealing.last_number = number;
         let doubt = Doubt {
