@@ -32,3 +32,33 @@ impl Backoff {
         ceiling.mul_f64(chance.clamp(0.0, 1.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_wait_keeps_its_bounds(failures in any::<u32>(), chance in -1.0_f64..2.0) {
+            for backoff in [Backoff::USUAL, Backoff::SLOWER] {
+                let wait = backoff.wait(failures, chance);
+                prop_assert!(wait <= backoff.last);
+                prop_assert!(failures > 1 || wait <= backoff.first);
+                prop_assert!(wait <= backoff.wait(failures.saturating_add(1), chance));
+            }
+        }
+    }
+
+    #[test]
+    fn the_ceiling_doubles_up_to_the_last_one() {
+        let ceilings = (0..12).map(|failures| Backoff::USUAL.wait(failures, 1.0).as_millis());
+        let expected = [
+            100, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000,
+        ];
+        assert!(ceilings.eq(expected));
+        assert_eq!(Backoff::USUAL.wait(5, 0.0), Duration::ZERO);
+        assert_eq!(Backoff::USUAL.wait(u32::MAX, 1.0), Backoff::USUAL.last);
+    }
+}

@@ -235,3 +235,6 @@ mod hex_digest {
         u64::from_str_radix(&text, 16).map_err(D::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests;

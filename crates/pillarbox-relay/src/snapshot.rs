@@ -195,3 +195,6 @@ impl From<&Span> for Position {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
