@@ -1,5 +1,6 @@
 //! What the tests, the demo and the benchmarks stand on: real servers, started for one process.
 
+pub mod conformance;
 pub mod fake;
 pub mod oracle;
 pub mod servers;

@@ -211,6 +211,15 @@ impl FakeDatabase {
         self.state().disk.ring.rows().count()
     }
 
+    /// Committed events in the outbox.
+    pub fn committed_rows(&self) -> usize {
+        let state = self.state();
+        let transactions = &state.disk.transactions;
+        let rows = state.disk.ring.rows();
+        rows.filter(|row| transactions.is_visible(row.at.tx))
+            .count()
+    }
+
     /// Runs once between the check of a leaf and its lock.
     pub fn before_leaf_lock(&self, hook: impl FnOnce() + Send + 'static) {
         // What an unused hook holds may itself need the database when it is dropped.
@@ -401,8 +410,8 @@ impl State {
         if !loses_unflushed {
             self.disk.transactions.flush();
         }
-        let lost = self.disk.transactions.crash();
-        self.disk.ring.forget(&lost);
+        let (lost, next) = self.disk.transactions.crash();
+        self.disk.ring.forget(&lost, next);
         for tx in lost {
             self.disk.published.remove(&tx);
         }

@@ -111,10 +111,10 @@ impl Ring {
         }
     }
 
-    /// Removes what lost transactions wrote: their ids are given again.
-    pub(super) fn forget(&mut self, lost: &BTreeSet<u64>) {
+    /// Removes what lost transactions wrote, and all from `next` on: their ids are given again.
+    pub(super) fn forget(&mut self, lost: &BTreeSet<u64>, next: u64) {
         for leaf in &mut self.leaves {
-            leaf.retain(|row| !lost.contains(&row.at.tx));
+            leaf.retain(|row| row.at.tx < next && !lost.contains(&row.at.tx));
         }
     }
 }

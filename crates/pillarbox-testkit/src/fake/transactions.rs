@@ -124,9 +124,10 @@ impl Transactions {
         self.flushed = self.written;
     }
 
-    /// Ends the server and starts it again: returns the transactions of which nothing is left. Ids
-    /// that only they had used are given again.
-    pub(super) fn crash(&mut self) -> BTreeSet<u64> {
+    /// Ends the server and starts it again: returns the transactions of which nothing is left, and
+    /// the next id. Ids from there on are given again, those of transactions that had rolled back
+    /// included: nothing of them is left either.
+    pub(super) fn crash(&mut self) -> (BTreeSet<u64>, u64) {
         let flushed = self.flushed;
         let unprepared = self
             .running
@@ -139,7 +140,7 @@ impl Transactions {
         self.next = known.max().unwrap_or(FIRST);
         self.latest_completed = self.next - 1;
         self.written = flushed;
-        lost
+        (lost, self.next)
     }
 }
 
@@ -172,7 +173,7 @@ mod tests {
         let lost = all.assign();
         assert!(all.commit(lost, false));
         let before = all.snapshot();
-        assert_eq!(all.crash(), BTreeSet::from([lost]));
+        assert_eq!(all.crash(), (BTreeSet::from([lost]), lost));
         assert!(all.snapshot().xmax() < before.xmax());
         assert_eq!(all.prepared("p"), Some(prepared));
         assert!(all.is_visible(first) && !all.is_visible(lost));

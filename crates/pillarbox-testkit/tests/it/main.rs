@@ -3,6 +3,9 @@
 mod clickhouse_current;
 mod clickhouse_servers;
 mod clickhouse_sink;
+mod conformance_clickhouse;
+mod conformance_fakes;
+mod conformance_postgres;
 mod documents;
 mod killed;
 mod ledger;

@@ -41,12 +41,14 @@ fn sink(random: &FakeClock) -> FakeSinkBuilder {
 /// Faults with one chance in `rarity`, for as long as `is_on`.
 fn plan_faults(world: &World, is_on: &Arc<AtomicBool>, rarity: u64) {
     let (random, on) = (world.clock.clone(), Arc::clone(is_on));
-    world.sink.fail_by(move |operation, call| {
-        let is_first_look = operation == Operation::Prepare && call == 0;
-        if is_first_look || !on.load(Ordering::SeqCst) || random.below(rarity) > 0 {
+    world.sink.fail_by(move |operation, _| {
+        if !on.load(Ordering::SeqCst) || random.below(rarity) > 0 {
             return None;
         }
-        Some(FAULTS[random.below(FAULTS.len() as u64) as usize])
+        let fault = FAULTS[random.below(FAULTS.len() as u64) as usize];
+        let is_refusal = matches!(fault, Fault::Refuse(Reaction::Stop | Reaction::Replan));
+        // The first look decides whether a relay starts at all; here all of them do.
+        (operation != Operation::Prepare || !is_refusal).then_some(fault)
     });
     let (random, on) = (world.clock.clone(), Arc::clone(is_on));
     world.database.fail_by(move |_, _| {

@@ -1,0 +1,181 @@
+//! The fakes pass the suites that the real things pass.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use pillarbox_relay::clock::SystemClock;
+use pillarbox_relay::sink::{Guarantee, Reaction};
+use pillarbox_testkit::conformance::outbox::{Loss, Publisher, SourceWorld};
+use pillarbox_testkit::conformance::sink::{Mishap, SinkWorld};
+use pillarbox_testkit::conformance::{clock, sink, source};
+use pillarbox_testkit::fake::{
+    FakeClock, FakeDatabase, FakeSink, FakeSinkBuilder, FakeSource, FakeTransaction, Fault,
+    Operation, RingSettings, SessionFault, SessionOperation,
+};
+use uuid::Uuid;
+
+const SINK: &str = "events";
+
+struct FakeOutbox {
+    database: FakeDatabase,
+    relays: std::sync::atomic::AtomicU64,
+}
+
+struct FakePublisher(FakeTransaction);
+
+impl Publisher for FakePublisher {
+    async fn publish(&mut self, count: usize) -> Result<Vec<Uuid>> {
+        Ok((0..count).map(|_| self.0.publish("{}")).collect())
+    }
+
+    async fn commit(self) -> Result<()> {
+        self.0.commit().map(drop)
+    }
+
+    async fn rollback(self) -> Result<()> {
+        self.0.rollback();
+        Ok(())
+    }
+}
+
+impl SourceWorld for FakeOutbox {
+    type Source = FakeSource;
+    type Publisher = FakePublisher;
+
+    fn source(&self) -> Result<FakeSource> {
+        let number = self
+            .relays
+            .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Ok(self.database.source(SINK, &format!("relay {number}")))
+    }
+
+    async fn begin(&self) -> Result<FakePublisher> {
+        Ok(FakePublisher(self.database.begin()))
+    }
+
+    async fn kill_sessions(&self) -> Result<()> {
+        self.database.kill_sessions(SINK);
+        Ok(())
+    }
+
+    async fn set_paused(&self, paused: bool) -> Result<()> {
+        self.database.set_paused(SINK, paused);
+        Ok(())
+    }
+
+    async fn retire(&self) -> Result<()> {
+        self.database.retire(SINK);
+        Ok(())
+    }
+
+    async fn stopped_reason(&self) -> Result<Option<String>> {
+        Ok(self.database.stopped_reason(SINK))
+    }
+
+    async fn hurry_ring(&self) -> Result<()> {
+        self.database.set_ring(RingSettings {
+            leaf_bytes_max: 1,
+            leaf_age_max: Duration::from_secs(600),
+            retention: Duration::ZERO,
+            is_checked_under_lock: true,
+        });
+        Ok(())
+    }
+
+    async fn events_held(&self) -> Result<usize> {
+        Ok(self.database.committed_rows())
+    }
+
+    async fn lose_session(&self, at: Loss) -> Result<bool> {
+        let (operation, fault) = match at {
+            Loss::BeforeSeal => (SessionOperation::Seal, SessionFault::LostBefore),
+            Loss::AfterSeal => (SessionOperation::Seal, SessionFault::LostAfter),
+            Loss::SealUnanswered => (SessionOperation::Seal, SessionFault::HangAfter),
+            Loss::BeforeConfirm => (SessionOperation::Confirm, SessionFault::LostBefore),
+            Loss::AfterConfirm => (SessionOperation::Confirm, SessionFault::LostAfter),
+        };
+        self.database.fail_next(operation, fault);
+        Ok(true)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fake_source_conforms() -> Result<()> {
+    source::source(async || {
+        let database = FakeDatabase::new(&FakeClock::new(11));
+        database.register(SINK);
+        Ok(FakeOutbox {
+            database,
+            relays: Default::default(),
+        })
+    })
+    .await
+}
+
+struct FakeTable(FakeSink);
+
+impl SinkWorld for FakeTable {
+    type Sink = FakeSink;
+
+    fn sink(&self) -> &FakeSink {
+        &self.0
+    }
+
+    fn keeps_batch(&self) -> bool {
+        true
+    }
+
+    async fn stored(&self) -> Result<BTreeMap<Uuid, (u64, Vec<u8>)>> {
+        let mut stored: BTreeMap<Uuid, (u64, Vec<u8>)> = BTreeMap::new();
+        for row in self.0.rows() {
+            let entry = stored.entry(row.event_id);
+            entry.or_insert((0, row.event_context)).0 += 1;
+        }
+        Ok(stored)
+    }
+
+    async fn fail(&self, mishap: Mishap) -> Result<bool> {
+        let fault = match mishap {
+            Mishap::Refused => Fault::Refuse(Reaction::Backoff),
+            Mishap::LostBefore => Fault::FailBefore,
+            Mishap::LostAfter => Fault::FailAfter,
+            Mishap::Unanswered => Fault::HangAfter,
+            Mishap::Late => Fault::Late(1),
+        };
+        self.0.fail_next(Operation::Deliver, fault);
+        Ok(true)
+    }
+
+    async fn heal(&self) -> Result<()> {
+        self.0.heal();
+        Ok(())
+    }
+}
+
+async fn conforms(builder: FakeSinkBuilder) -> Result<()> {
+    sink::sink(async || Ok(FakeTable(builder.clone().build()))).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fake_sink_with_tokens_conforms() -> Result<()> {
+    conforms(FakeSink::builder()).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fake_sink_that_is_looked_into_conforms() -> Result<()> {
+    conforms(FakeSink::builder().guarantee(Guarantee::Lookup)).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fake_clock_conforms() -> Result<()> {
+    for seed in 0..20 {
+        clock::clock(&FakeClock::new(seed)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_clock_of_the_machine_conforms() -> Result<()> {
+    clock::clock(&SystemClock).await
+}
