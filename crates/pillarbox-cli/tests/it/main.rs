@@ -5,6 +5,7 @@ mod program;
 mod configuration;
 mod delivery;
 mod publishing;
+mod readme;
 mod refusals;
 mod schema;
 mod secrets;
