@@ -1,10 +1,12 @@
 //! `pillarbox relay`: delivers the events of the outbox to every configured sink.
 
 use clap::Args;
+use futures_util::future::OptionFuture;
+use pillarbox_console::{Console, ConsoleError};
 use pillarbox_relay::backoff::Backoff;
 use pillarbox_relay::batch::Limits;
 use pillarbox_relay::clock::SystemClock;
-use pillarbox_relay::config::{self, Config};
+use pillarbox_relay::config::{self, Listen, listen};
 use pillarbox_relay::relay::{self, Drained, Halt, Options};
 use pillarbox_relay::schema::{self, registry};
 use pillarbox_relay::sink::clickhouse::ClickHouse;
@@ -13,6 +15,7 @@ use pillarbox_relay::source::postgres::PostgresSource;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -32,7 +35,8 @@ second one at once, which is as safe.
 Examples:
   pillarbox relay                        runs until it is told to stop
   pillarbox relay --once                 delivers what is committed and exits (cron, tests)
-  PILLARBOX_LOG_FORMAT=json pillarbox relay")]
+  PILLARBOX_LOG_FORMAT=json pillarbox relay
+  curl http://127.0.0.1:9187/readyz      health of a running relay; also /healthz and /metrics")]
 pub(crate) struct Relay {
     /// Deliver what has been committed up to now, then exit
     #[arg(long)]
@@ -40,6 +44,14 @@ pub(crate) struct Relay {
 }
 
 type Spine = relay::Relay<PostgresSource, ClickHouse, SystemClock>;
+
+/// The spine of one sink, not started yet.
+struct Start {
+    sink: String,
+    /// What the registry must hold for it.
+    fingerprint: String,
+    spine: Spine,
+}
 
 /// How the spine of one sink ended.
 struct Ended {
@@ -65,8 +77,20 @@ impl Relay {
         let target = config.postgres()?;
         let stop = CancellationToken::new();
         let second = signals(stop.clone())?;
+        let console = match self.once {
+            true => None,
+            false => console(&config.console).await?,
+        };
+        // After the console: it records the metrics of relays that are made from now on.
+        let starts: Vec<Start> = destinations
+            .into_iter()
+            .map(|destination| Start::new(destination, &config.relay, &target))
+            .collect();
+        let pulses = starts.iter().map(|start| start.spine.pulse()).collect();
+        let shown: OptionFuture<_> = console.map(|console| console.serve(pulses)).into();
         tokio::select! { biased;
-            outcome = self.deliver(place, &config, &target, destinations, &stop) => outcome,
+            outcome = self.deliver(place, starts, &stop) => outcome,
+            Some(never) = shown => match never {},
             () = second => Err(Failure::failed(anyhow::anyhow!(
                 "stopped at once by a second signal; the next relay settles what was in flight"
             ))),
@@ -76,21 +100,15 @@ impl Relay {
     async fn deliver(
         &self,
         place: &Place,
-        config: &Config,
-        target: &tokio_postgres::Config,
-        destinations: Vec<Destination>,
+        starts: Vec<Start>,
         stop: &CancellationToken,
     ) -> Outcome {
-        if !self.check_registered(place, &destinations, stop).await? {
+        if !self.check_registered(place, &starts, stop).await? {
             return Ok(Exit::Done);
         }
-        let options = options(&config.relay);
         let mut spines = JoinSet::new();
-        for Destination { name, sink, .. } in destinations {
-            let takeover_after = config.relay.takeover_after.0;
-            let source = PostgresSource::new(target.clone(), &name, takeover_after);
-            let spine: Spine = relay::Relay::new(source, sink, SystemClock, options.clone());
-            let span = tracing::info_span!("sink", sink = %name);
+        for Start { sink, spine, .. } in starts {
+            let span = tracing::info_span!("sink", sink = %sink);
             let (stop, once) = (stop.clone(), self.once);
             let work = async move {
                 tracing::info!(once, "relay starts");
@@ -98,7 +116,10 @@ impl Relay {
                     true => spine.drain(&stop).await,
                     false => spine.run(&stop).await.map(|()| Drained::default()),
                 };
-                Ended { sink: name, result }
+                if let Err(halt) = &result {
+                    spine.pulse().ended(halt.to_string(), Instant::now());
+                }
+                Ended { sink, result }
             };
             spines.spawn(work.instrument(span));
         }
@@ -126,12 +147,12 @@ impl Relay {
     async fn check_registered(
         &self,
         place: &Place,
-        destinations: &[Destination],
+        starts: &[Start],
         stop: &CancellationToken,
     ) -> Result<bool, Failure> {
         let mut failures = 0;
         loop {
-            let checked = registered(place, destinations).await;
+            let checked = registered(place, starts).await;
             let failure = match checked {
                 Ok(()) => return Ok(true),
                 Err(failure) if self.once || failure.exit() != Exit::Unreachable => {
@@ -150,19 +171,60 @@ impl Relay {
     }
 }
 
-async fn registered(place: &Place, destinations: &[Destination]) -> Result<(), Failure> {
+async fn registered(place: &Place, starts: &[Start]) -> Result<(), Failure> {
     let session = place.session().await?;
     pillarbox_relay::postgres::check_server(session.client()).await?;
     schema::check_version(session.client()).await?;
-    for destination in destinations {
-        let known = registry::find(session.client(), &destination.name).await?;
-        check_fingerprint(destination, &known.fingerprint)?;
+    for start in starts {
+        let known = registry::find(session.client(), &start.sink).await?;
+        check_fingerprint(&start.sink, &start.fingerprint, &known.fingerprint)?;
     }
     Ok(())
 }
 
-fn options(relay: &config::Relay) -> Options {
+impl Start {
+    fn new(
+        destination: Destination,
+        relay: &config::Relay,
+        target: &tokio_postgres::Config,
+    ) -> Self {
+        let fingerprint = destination.fingerprint();
+        let Destination { name, sink, .. } = destination;
+        let source = PostgresSource::new(target.clone(), &name, relay.takeover_after.0);
+        let options = options(&name, relay);
+        Self {
+            sink: name,
+            fingerprint,
+            spine: relay::Relay::new(source, sink, SystemClock, options),
+        }
+    }
+}
+
+/// Listens where the configuration says. The default is nobody's decision: where its port is taken,
+/// most often by another relay, this one goes on without.
+async fn console(config: &config::Console) -> Result<Option<Console>, Failure> {
+    let (address, is_default) = match &config.listen {
+        Some(Listen::Off) => return Ok(None),
+        Some(Listen::On(address)) => (address.as_str(), false),
+        None => (listen::CONSOLE, true),
+    };
+    match Console::bind(address).await {
+        Ok(console) => {
+            tracing::info!(address = %console.address()?, "the console listens");
+            Ok(Some(console))
+        }
+        Err(error @ ConsoleError::Listen { .. }) if is_default => {
+            tracing::warn!(error = chain(&error), "going on without a console");
+            Ok(None)
+        }
+        Err(error @ ConsoleError::Listen { .. }) => Err(Failure::new(Exit::Refused, error)),
+        Err(error) => Err(Failure::failed(error)),
+    }
+}
+
+fn options(sink: &str, relay: &config::Relay) -> Options {
     Options {
+        sink: sink.to_owned(),
         limits: Limits {
             rows_max: relay.max_rows,
             bytes_max: relay.max_bytes.0,
@@ -209,7 +271,8 @@ fn signals(stop: CancellationToken) -> Result<impl Future<Output = ()>, Failure>
 fn failure(sink: &str, halt: Halt) -> Failure {
     let exit = match &halt {
         Halt::Source(SourceError::Lost(..)) | Halt::GaveUp(_) => Exit::Unreachable,
-        Halt::Source(_) | Halt::Stopped(..) | Halt::Replan(_) => Exit::Refused,
+        Halt::Stopped(_, Some(trouble)) | Halt::Replan(trouble) => Exit::from(trouble),
+        Halt::Source(_) | Halt::Stopped(_, None) => Exit::Refused,
         Halt::NotActive | Halt::Retired => Exit::Refused,
         Halt::Stuck(_) => Exit::Failed,
     };

@@ -96,7 +96,11 @@ impl Create {
             )));
         }
         if let Some(known) = &known {
-            check_fingerprint(&destination, &known.fingerprint)?;
+            check_fingerprint(
+                &destination.name,
+                &destination.fingerprint(),
+                &known.fingerprint,
+            )?;
         }
         let (created, report) = ensure_table(&destination, client, &options).await?;
         if known.is_none() {
@@ -134,18 +138,17 @@ impl Create {
 
 /// Refuses a configuration that points a registered sink to another table.
 pub(crate) fn check_fingerprint(
-    destination: &Destination,
+    sink: &str,
+    configured: &str,
     registered: &str,
 ) -> Result<(), Failure> {
-    let configured = destination.fingerprint();
     if configured == registered {
         return Ok(());
     }
     Err(Failure::refused(format!(
-        "the sink {} is registered for {registered}, but the configuration says {configured}; \
+        "the sink {sink} is registered for {registered}, but the configuration says {configured}; \
          its ledger would speak of another place: change the configuration back, \
-         or configure the new table under another name",
-        destination.name
+         or configure the new table under another name"
     )))
 }
 
@@ -196,7 +199,11 @@ impl Check {
         let known = registry::list(client).await?;
         let known = known.into_iter().find(|sink| sink.name == *name);
         if let Some(known) = &known {
-            check_fingerprint(&destination, &known.fingerprint)?;
+            check_fingerprint(
+                &destination.name,
+                &destination.fingerprint(),
+                &known.fingerprint,
+            )?;
         }
         if place.json {
             output::json(&json!({

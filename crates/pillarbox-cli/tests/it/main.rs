@@ -2,7 +2,9 @@
 
 mod program;
 
+mod bad_input;
 mod configuration;
+mod console;
 mod delivery;
 mod publishing;
 mod readme;

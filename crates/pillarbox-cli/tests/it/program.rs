@@ -71,6 +71,8 @@ impl Program {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pillarbox"));
         command.args(arguments).current_dir(self.dir.path());
         command.env_clear().env("HOME", self.dir.path());
+        // Relays of tests that run at once would meet on the default port.
+        command.env("PILLARBOX_CONSOLE__LISTEN", "off");
         for (name, value) in &self.variables {
             command.env(name, value);
         }
