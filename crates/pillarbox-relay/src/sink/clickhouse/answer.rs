@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::header::HeaderMap;
+
 use super::payload::Sent;
 
 /// Longest piece of a server's text that is kept: stack traces and queries follow the message.
@@ -21,10 +23,38 @@ pub(super) enum Fault {
     Untrusted(Cause),
     /// The server answered, and it was not success.
     Answered(Answer),
+    /// Success, but not as ClickHouse says it.
+    Foreign(Strange),
     /// The connection broke after the first byte.
     Lost(Cause),
     /// No whole answer in time.
     Overdue(Duration),
+}
+
+/// Why a success is not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Strange {
+    /// No header of ClickHouse.
+    Nameless,
+    /// An insert answers with nothing.
+    Wordy,
+}
+
+impl Strange {
+    /// Looks at an answer of status 200 that names no exception. A proxy, a portal and a health
+    /// check answer so too; ClickHouse, from 18.16 on, names itself in its headers.
+    pub(super) fn of(headers: &HeaderMap, body: &[u8], is_insert: bool) -> Option<Self> {
+        let names_itself = headers
+            .keys()
+            .any(|name| name.as_str().starts_with("x-clickhouse-"));
+        if !names_itself {
+            Some(Self::Nameless)
+        } else if is_insert && !body.is_empty() {
+            Some(Self::Wordy)
+        } else {
+            None
+        }
+    }
 }
 
 /// A server's answer that is not success.
@@ -118,6 +148,14 @@ impl fmt::Display for Fault {
                 )
             }
             Self::Answered(answer) => write!(f, "clickhouse answered: {}", answer.text),
+            Self::Foreign(Strange::Nameless) => f.write_str(
+                "http status 200 without a header of clickhouse: something between relay and server \
+                 answered; point the sink's url at clickhouse",
+            ),
+            Self::Foreign(Strange::Wordy) => f.write_str(
+                "http status 200 with a body, which clickhouse does not send after an insert: \
+                 something between relay and server answered; point the sink's url at clickhouse",
+            ),
             Self::Lost(_) => f.write_str("the connection to clickhouse broke before its answer"),
             Self::Overdue(limit) => write!(f, "clickhouse did not answer within {limit:?}"),
         }
@@ -131,7 +169,7 @@ impl Fault {
             Self::Unreachable(cause) | Self::Untrusted(cause) | Self::Lost(cause) => {
                 Some(Arc::clone(cause))
             }
-            Self::Answered(_) | Self::Overdue(_) => None,
+            Self::Answered(_) | Self::Foreign(_) | Self::Overdue(_) => None,
         }
     }
 

@@ -20,7 +20,7 @@ use hyper_util::rt::TokioExecutor;
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use super::answer::{Answer, Cause, Fault};
+use super::answer::{Answer, Cause, Fault, Strange};
 use super::code;
 use super::config::{ClickHouseConfig, Compression, without_secrets};
 use super::payload::{Meter, Payload, Sent};
@@ -203,16 +203,17 @@ impl Client {
         } else {
             Answer::query_failure(status, exception, &body)
         };
-        match failure {
-            Some(answer) => Err(Fault::Answered(answer)),
-            None => {
-                let own_name = header("x-clickhouse-server-display-name");
-                Ok(Success {
-                    server: own_name.unwrap_or(&endpoint.name).to_owned(),
-                    body,
-                })
-            }
+        if let Some(answer) = failure {
+            return Err(Fault::Answered(answer));
         }
+        if let Some(strange) = Strange::of(&headers, &body, exchange.is_insert) {
+            return Err(Fault::Foreign(strange));
+        }
+        let own_name = header("x-clickhouse-server-display-name");
+        Ok(Success {
+            server: own_name.unwrap_or(&endpoint.name).to_owned(),
+            body,
+        })
     }
 
     fn request(

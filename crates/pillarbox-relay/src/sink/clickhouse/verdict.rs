@@ -24,7 +24,9 @@ pub(super) fn judge(fault: &Fault, attempt: u32) -> Delivery {
     let meaning = match fault {
         Fault::Unreachable(_) => Meaning::Refused(Reaction::Backoff),
         Fault::Untrusted(_) => Meaning::Refused(Reaction::Stop),
-        Fault::Lost(_) | Fault::Overdue(_) => Meaning::InDoubt(Reaction::Backoff),
+        Fault::Foreign(_) | Fault::Lost(_) | Fault::Overdue(_) => {
+            Meaning::InDoubt(Reaction::Backoff)
+        }
         Fault::Answered(answer) => of_answer(answer, attempt),
     };
     match meaning {

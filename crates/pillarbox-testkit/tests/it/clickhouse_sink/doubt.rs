@@ -201,6 +201,12 @@ async fn a_connection_cut_after_the_first_byte_is_unknown() -> Result<()> {
             1,
             Some("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n"),
         ),
+        (1, Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")),
+        (1, Some("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nlogin")),
+        (
+            1,
+            Some("HTTP/1.1 200 OK\r\nx-clickhouse-summary: {}\r\ncontent-length: 3\r\n\r\nOk."),
+        ),
         (
             1,
             Some(

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::super::answer::Strange;
 use super::*;
 
 fn answered(text: &str) -> Fault {
@@ -187,6 +190,23 @@ fn success_is_status_header_and_text_together() {
     assert!(failure(500, None, "").is_some());
     let late = failure(200, None, "Code: 999. DB::Exception: Session expired").unwrap();
     assert_eq!(late.code, Some(999));
+}
+
+#[test]
+fn a_success_is_clickhouses_own() {
+    let named = HeaderMap::from_iter([(
+        HeaderName::from_static("x-clickhouse-server-display-name"),
+        HeaderValue::from_static("ch1"),
+    )]);
+    let nameless = HeaderMap::new();
+    assert_eq!(Strange::of(&named, b"", true), None);
+    assert_eq!(Strange::of(&named, b"1\n", false), None);
+    assert_eq!(Strange::of(&named, b"<html>", true), Some(Strange::Wordy));
+    assert_eq!(Strange::of(&nameless, b"", true), Some(Strange::Nameless));
+    assert_eq!(Strange::of(&nameless, b"1", false), Some(Strange::Nameless));
+    let fault = Fault::Foreign(Strange::Nameless);
+    assert_eq!(told(&fault), ("unknown", Reaction::Backoff));
+    assert!(fault.to_string().contains("between relay and server"));
 }
 
 #[test]
