@@ -31,6 +31,10 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// What ClickHouse answers to a user or password that is wrong: UNKNOWN_USER, WRONG_PASSWORD,
+/// REQUIRED_PASSWORD, AUTHENTICATION_FAILED.
+const WRONG_USER: [u32; 4] = [192, 193, 194, 516];
+
 /// How a command ended.
 pub(crate) type Outcome = Result<Exit, Failure>;
 
@@ -117,13 +121,19 @@ impl From<tokio_postgres::Error> for Failure {
     }
 }
 
+impl From<&Trouble> for Exit {
+    fn from(trouble: &Trouble) -> Self {
+        match trouble.reaction {
+            _ if trouble.code.is_some_and(|code| WRONG_USER.contains(&code)) => Self::Usage,
+            Reaction::Backoff | Reaction::Slower => Self::Unreachable,
+            Reaction::Replan | Reaction::Stop => Self::Refused,
+        }
+    }
+}
+
 impl From<Trouble> for Failure {
     fn from(trouble: Trouble) -> Self {
-        let exit = match trouble.reaction {
-            Reaction::Backoff | Reaction::Slower => Exit::Unreachable,
-            Reaction::Replan | Reaction::Stop => Exit::Refused,
-        };
-        Self::new(exit, trouble)
+        Self::new(Exit::from(&trouble), trouble)
     }
 }
 

@@ -89,7 +89,7 @@ async fn a_clickhouse_that_is_away_or_refuses() -> Result<()> {
             .url()
             .replace("http://", "http://default:hunter2@");
         let program = Program::on(&url)?.with("CLICKHOUSE_URL", &wrong);
-        let text = program.refusal(3, &["sink", "create"]).await?;
+        let text = program.refusal(2, &["sink", "create"]).await?;
         assert!(
             text.to_lowercase().contains("password"),
             "{flavour:?}: {text}"

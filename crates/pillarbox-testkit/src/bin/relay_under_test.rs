@@ -39,6 +39,7 @@ async fn main() -> Result<()> {
         },
         age_max: Duration::from_millis(number("MAX_AGE_MS", 50)?),
         tend_every: Duration::from_millis(number("TEND_MS", 100)?),
+        stopped_for: Duration::from_millis(number("STOPPED_MS", 30_000)?),
         ..Options::default()
     };
     let relay = Relay::new(source, ClickHouse::new(sink)?, SystemClock, options);

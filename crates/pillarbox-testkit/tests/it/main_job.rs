@@ -4,6 +4,7 @@ mod atomic;
 mod contexts;
 mod drain;
 mod guarantee;
+mod mended;
 mod outage;
 mod restart;
 mod truncation;
