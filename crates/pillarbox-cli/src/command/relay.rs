@@ -50,12 +50,16 @@ struct Start {
     sink: String,
     /// What the registry must hold for it.
     fingerprint: String,
+    /// The sink's addresses, without user and password.
+    address: String,
     spine: Spine,
 }
 
 /// How the spine of one sink ended.
 struct Ended {
     sink: String,
+    /// Where it is, for whoever has to look.
+    address: String,
     result: Result<Drained, Halt>,
 }
 
@@ -107,7 +111,13 @@ impl Relay {
             return Ok(Exit::Done);
         }
         let mut spines = JoinSet::new();
-        for Start { sink, spine, .. } in starts {
+        for start in starts {
+            let Start {
+                sink,
+                address,
+                spine,
+                ..
+            } = start;
             let span = tracing::info_span!("sink", sink = %sink);
             let (stop, once) = (stop.clone(), self.once);
             let work = async move {
@@ -119,13 +129,21 @@ impl Relay {
                 if let Err(halt) = &result {
                     spine.pulse().ended(halt.to_string(), Instant::now());
                 }
-                Ended { sink, result }
+                Ended {
+                    sink,
+                    address,
+                    result,
+                }
             };
             spines.spawn(work.instrument(span));
         }
         let mut worst: Option<Failure> = None;
         while let Some(ended) = spines.join_next().await {
-            let Ended { sink, result } = ended.map_err(Failure::failed)?;
+            let Ended {
+                sink,
+                address,
+                result,
+            } = ended.map_err(Failure::failed)?;
             match result {
                 Ok(drained) if self.once => report(place, &sink, drained)?,
                 Ok(_) => tracing::info!(sink, "relay stopped"),
@@ -135,7 +153,7 @@ impl Relay {
                     if !spines.is_empty() {
                         tracing::error!(sink, error = chain(&halt), "relay stopped");
                     }
-                    worst = Some(failure(&sink, halt));
+                    worst = Some(failure(&sink, &address, halt));
                 }
             }
         }
@@ -162,6 +180,9 @@ impl Relay {
             };
             failures += 1;
             tracing::warn!(error = failure.text(), "waiting for postgresql");
+            for start in starts {
+                start.spine.pulse().set_back(failure.text(), Instant::now());
+            }
             let wait = Backoff::USUAL.wait(failures, 1.0);
             tokio::select! { biased;
                 () = stop.cancelled() => return Ok(false),
@@ -189,12 +210,14 @@ impl Start {
         target: &tokio_postgres::Config,
     ) -> Self {
         let fingerprint = destination.fingerprint();
+        let address = destination.config.urls.join(", ");
         let Destination { name, sink, .. } = destination;
         let source = PostgresSource::new(target.clone(), &name, relay.takeover_after.0);
         let options = options(&name, relay);
         Self {
             sink: name,
             fingerprint,
+            address,
             spine: relay::Relay::new(source, sink, SystemClock, options),
         }
     }
@@ -268,7 +291,7 @@ fn signals(stop: CancellationToken) -> Result<impl Future<Output = ()>, Failure>
     })
 }
 
-fn failure(sink: &str, halt: Halt) -> Failure {
+fn failure(sink: &str, address: &str, halt: Halt) -> Failure {
     let exit = match &halt {
         Halt::Source(SourceError::Lost(..)) | Halt::GaveUp(_) => Exit::Unreachable,
         Halt::Stopped(_, Some(trouble)) | Halt::Replan(trouble) => Exit::from(trouble),
@@ -276,8 +299,12 @@ fn failure(sink: &str, halt: Halt) -> Failure {
         Halt::NotActive | Halt::Retired => Exit::Refused,
         Halt::Stuck(_) => Exit::Failed,
     };
-    Failure::new(
-        exit,
-        anyhow::Error::from(halt).context(format!("sink {sink}")),
-    )
+    let error = match halt {
+        // Its causes say more than that it cannot be reached.
+        Halt::GaveUp(trouble) => anyhow::Error::from(trouble)
+            .context("the destination does not take the events")
+            .context(format!("sink {sink} at {address}")),
+        halt => anyhow::Error::from(halt).context(format!("sink {sink}")),
+    };
+    Failure::new(exit, error)
 }
