@@ -12,7 +12,9 @@ mod column;
 mod config;
 mod create;
 mod digest;
+mod doubts;
 mod events;
+mod fence;
 mod lookup;
 mod mapping;
 mod native;
@@ -28,9 +30,7 @@ mod table;
 mod tests;
 mod verdict;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 pub use self::config::{ClickHouseConfig, Compression};
 pub use self::create::{CreateOptions, Dialect, statements};
@@ -40,6 +40,8 @@ pub use self::plan::{ClickHousePlan, Window};
 pub use self::report::{ColumnReport, SinkReport};
 
 use self::client::Client;
+use self::doubts::Doubts;
+use self::lookup::Seen;
 use super::{Delivery, Doubt, Guarantee, Insert, OutboxColumn, Resolution, Sink, Trouble};
 
 /// A failing materialized view gets the same token again so often before the sink stops.
@@ -50,8 +52,7 @@ pub struct ClickHouse {
     config: ClickHouseConfig,
     client: Client,
     table: String,
-    /// How often a view failed, by token; a block leaves when it is delivered.
-    view_failures: Mutex<BTreeMap<String, u32>>,
+    doubts: Doubts,
 }
 
 impl ClickHouse {
@@ -66,7 +67,7 @@ impl ClickHouse {
             config,
             client,
             table,
-            view_failures: Mutex::default(),
+            doubts: Doubts::default(),
         })
     }
 
@@ -107,28 +108,39 @@ impl ClickHouse {
         events::read(&self.client, &self.config, filter).await
     }
 
-    fn note_view_failure(&self, token: String) {
-        let mut failures = self
-            .view_failures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *failures.entry(token).or_default() += 1;
+    /// Looks at a block that was in doubt and has been answered with success: a table may remember
+    /// the token of rows that it does not hold, and the earlier attempt may have come through too.
+    async fn verify(&self, plan: &ClickHousePlan, insert: &Insert<'_>, server: String) -> Delivery {
+        let token = insert.token();
+        let seen = lookup::examine(&self.client, plan, &self.table, insert).await;
+        match seen {
+            Ok(Seen::Nothing) => {
+                self.doubts.note_absence(&token);
+                Delivery::Unknown(self.absent(plan, insert))
+            }
+            Ok(Seen::Other(trouble)) if plan.0.guarantee != Guarantee::AtLeastOnce => {
+                Delivery::Unknown(trouble)
+            }
+            Ok(Seen::All(_) | Seen::Other(_)) => {
+                self.doubts.forget(&token);
+                Delivery::Delivered(server)
+            }
+            Err(trouble) => Delivery::Unknown(trouble),
+        }
     }
 
-    fn view_failures(&self, token: &str) -> u32 {
-        let failures = self
-            .view_failures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        failures.get(token).copied().unwrap_or(0)
-    }
-
-    fn forget_view_failures(&self, token: &str) {
-        let mut failures = self
-            .view_failures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        failures.remove(token);
+    fn absent(&self, plan: &ClickHousePlan, insert: &Insert<'_>) -> Trouble {
+        let setting = if plan.0.replicated {
+            "replicated_deduplication_window"
+        } else {
+            "non_replicated_deduplication_window"
+        };
+        verdict::refuse(format!(
+            "clickhouse answered block {} of batch {} with success, but {} does not hold its rows: it \
+             remembers their token, and the rows were lost or deleted there; ALTER TABLE {} MODIFY \
+             SETTING {setting} = 0; resume the sink, and set it back when the batch is delivered",
+            insert.ordinal, insert.batch.number, self.table, self.table
+        ))
     }
 }
 
@@ -167,15 +179,22 @@ impl Sink for ClickHouse {
             .insert(&plan.0.insert, &parameters, insert.body)
             .await
         {
+            Ok(success) if plan.0.layout.batch && self.doubts.holds(&token) => {
+                self.verify(plan, insert, success.server).await
+            }
             Ok(success) => {
-                self.forget_view_failures(&token);
+                self.doubts.forget(&token);
                 Delivery::Delivered(success.server)
             }
             Err(fault) => {
                 if verdict::blames_view(&fault) {
-                    self.note_view_failure(token);
+                    self.doubts.note_view_failure(&token);
                 }
-                verdict::judge(&fault, attempt)
+                let delivery = verdict::judge(&fault, attempt);
+                if matches!(delivery, Delivery::Unknown(_)) {
+                    self.doubts.note(&token);
+                }
+                delivery
             }
         }
     }
@@ -186,16 +205,26 @@ impl Sink for ClickHouse {
         insert: &Insert<'_>,
         doubt: Doubt,
     ) -> Result<Resolution, Trouble> {
-        if self.view_failures(&insert.token()) >= VIEW_FAILURES_MAX {
-            // Whoever resumes the sink has mended the view: it gets its attempts again.
-            self.forget_view_failures(&insert.token());
+        let token = insert.token();
+        self.doubts.note(&token);
+        if self.doubts.take_view_failures(&token, VIEW_FAILURES_MAX) {
             return Ok(Resolution::Undecidable(verdict::refuse(format!(
                 "a materialized view of {} failed {VIEW_FAILURES_MAX} times on block {} of batch {}; \
                  mend or drop the view, then resume the sink",
                 self.table, insert.ordinal, insert.batch.number
             ))));
         }
-        lookup::resolve(&self.client, plan, &self.table, insert, doubt).await
+        let resolved = lookup::resolve(&self.client, plan, &self.table, insert, doubt).await?;
+        Ok(match resolved {
+            Resolution::Resend if self.doubts.take_absence(&token) => {
+                Resolution::Undecidable(self.absent(plan, insert))
+            }
+            Resolution::Delivered(server) => {
+                self.doubts.forget(&token);
+                Resolution::Delivered(server)
+            }
+            resolved => resolved,
+        })
     }
 
     async fn highest_number(

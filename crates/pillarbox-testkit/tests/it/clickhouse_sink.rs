@@ -2,6 +2,7 @@
 
 mod doubt;
 mod exactness;
+mod look;
 mod refusal;
 
 use std::time::{Duration, SystemTime};

@@ -105,6 +105,11 @@ impl Client {
         self.endpoints.len()
     }
 
+    /// The `index`-th replica, as the configuration names it.
+    pub(super) fn name(&self, index: usize) -> &str {
+        &self.endpoints[index].name
+    }
+
     /// Sends `body` as the data of `statement`.
     pub(super) async fn insert(
         &self,
@@ -149,6 +154,16 @@ impl Client {
             .query(&format!("{statement} FORMAT JSONEachRow"))
             .await?;
         rows_of(&success.body)
+    }
+
+    /// Runs a statement on the `index`-th replica and reads its result row by row.
+    pub(super) async fn rows_at<T: serde::de::DeserializeOwned>(
+        &self,
+        index: usize,
+        statement: &str,
+    ) -> Result<Vec<T>, Fault> {
+        let statement = format!("{statement} FORMAT JSONEachRow");
+        rows_of(&self.query_at(index, &statement).await?.body)
     }
 
     fn statement<'a>(&self, pieces: &'a [Bytes]) -> Exchange<'a> {

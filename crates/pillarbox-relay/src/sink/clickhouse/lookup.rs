@@ -3,43 +3,48 @@
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::time::Instant;
 
-use super::answer::Fault;
 use super::client::Client;
+use super::fence::{fence, sync, trouble_at};
+use super::partition::Rule;
 use super::plan::ClickHousePlan;
-use super::sql;
 use super::verdict::{refuse, trouble};
-use crate::batch::{Block, NUMBER_BITS};
-use crate::sink::{Doubt, Guarantee, Insert, Reaction, Resolution, Trouble};
+use crate::batch::{Batch, NUMBER_BITS};
+use crate::sink::{Doubt, Guarantee, Insert, Resolution, Trouble};
 
 /// After a look that saw nothing, an insert that the fence did not see may still be committing.
 const SETTLE: Duration = Duration::from_secs(1);
-/// How long a killed insert may take to end.
-const FENCE_MAX: Duration = Duration::from_secs(30);
-/// Between two looks at the running statements.
-const FENCE_POLL: Duration = Duration::from_millis(100);
 
 /// What a table holds of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// All of it; names the server that said so.
+    All(String),
+    /// Nothing of it.
+    Nothing,
+    /// Something else than was sealed.
+    Other(Trouble),
+}
+
+/// What a table holds of a batch in one partition.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Found {
+    #[serde(rename = "block_partition")]
+    partition: String,
+    #[serde(rename = "block_rows", deserialize_with = "quoted")]
     rows: u64,
+    #[serde(rename = "block_digest", deserialize_with = "quoted")]
     digest: u64,
 }
 
-/// Whether the table surely still knows the block's token.
+/// Whether the table and its views surely still know the block's token.
 ///
 /// Half of the window: `blocks_since` counts what was sealed, and several deliveries may be under way.
-/// Where one can look instead, a block per second of other writers is allowed for, the most that
-/// ClickHouse bears well.
-pub(super) fn is_remembered(plan: &ClickHousePlan, doubt: Doubt) -> bool {
+/// A block per second of other writers is allowed for, the most that ClickHouse bears well.
+fn is_remembered(plan: &ClickHousePlan, batch: &Batch, doubt: Doubt) -> bool {
     let window = plan.0.window;
-    let others = if plan.0.layout.batch {
-        doubt.age.as_secs()
-    } else {
-        0
-    };
-    let in_count = doubt.blocks_since.saturating_add(others) < window.blocks / 2;
+    let later = doubt.blocks_since.saturating_add(batch.blocks.len() as u64);
+    let in_count = later.saturating_add(doubt.age.as_secs()) < window.blocks / 2;
     // Zero seconds would mean that a server forgets by time at once.
     let in_time = window
         .seconds
@@ -47,7 +52,7 @@ pub(super) fn is_remembered(plan: &ClickHousePlan, doubt: Doubt) -> bool {
     in_count && in_time
 }
 
-/// Decides about a block, by its token or by a look.
+/// Decides about a block: by a look where the table has the column `batch`, else by its token.
 pub(super) async fn resolve(
     client: &Client,
     plan: &ClickHousePlan,
@@ -55,38 +60,42 @@ pub(super) async fn resolve(
     insert: &Insert<'_>,
     doubt: Doubt,
 ) -> Result<Resolution, Trouble> {
-    match plan.0.guarantee {
-        Guarantee::AtLeastOnce => return Ok(Resolution::Resend),
-        Guarantee::Token if is_remembered(plan, doubt) => return Ok(Resolution::Resend),
-        Guarantee::Token if !plan.0.layout.batch => {
-            return Ok(Resolution::Undecidable(forgotten(table, insert)));
-        }
-        Guarantee::Token | Guarantee::Lookup => {}
+    if plan.0.guarantee == Guarantee::AtLeastOnce {
+        return Ok(Resolution::Resend);
     }
-    let Some(block) = insert.batch.blocks.get(insert.ordinal) else {
-        return Ok(Resolution::Undecidable(refuse(format!(
-            "batch {} has no block {}",
-            insert.batch.number, insert.ordinal
-        ))));
-    };
-    fence(client, plan, table, insert).await?;
-    let (mut found, mut server) = look(client, plan, table, insert, block).await?;
-    if found.rows != block.rows || found.digest != block.digest {
-        tokio::time::sleep(SETTLE).await;
-        fence(client, plan, table, insert).await?;
-        (found, server) = look(client, plan, table, insert, block).await?;
+    let has_token =
+        plan.0.guarantee == Guarantee::Token && is_remembered(plan, insert.batch, doubt);
+    if !plan.0.layout.batch {
+        return Ok(if has_token {
+            Resolution::Resend
+        } else {
+            Resolution::Undecidable(forgotten(table, insert))
+        });
     }
-    Ok(match found {
-        Found { rows: 0, .. } => Resolution::Resend,
-        found if found.rows == block.rows && found.digest == block.digest => {
-            Resolution::Delivered(server)
-        }
-        found => Resolution::Undecidable(refuse(format!(
-            "{table} holds {} rows with digest {:016x} of block {} of batch {}, but {} rows with \
-             digest {:016x} were sealed; run pillarbox verify",
-            found.rows, found.digest, insert.ordinal, insert.batch.number, block.rows, block.digest
-        ))),
+    Ok(match examine(client, plan, table, insert).await? {
+        // The table has its rows, but a view may still lack them: the token completes it.
+        Seen::All(_) if plan.0.has_views && has_token => Resolution::Resend,
+        Seen::All(server) => Resolution::Delivered(server),
+        Seen::Nothing => Resolution::Resend,
+        Seen::Other(trouble) => Resolution::Undecidable(trouble),
     })
+}
+
+/// Fences the block and looks at it; twice, when the first look does not see all of it.
+pub(super) async fn examine(
+    client: &Client,
+    plan: &ClickHousePlan,
+    table: &str,
+    insert: &Insert<'_>,
+) -> Result<Seen, Trouble> {
+    fence(client, plan, table, insert).await?;
+    let seen = look(client, plan, table, insert).await?;
+    if matches!(seen, Seen::All(_)) {
+        return Ok(seen);
+    }
+    tokio::time::sleep(SETTLE).await;
+    fence(client, plan, table, insert).await?;
+    look(client, plan, table, insert).await
 }
 
 fn forgotten(table: &str, insert: &Insert<'_>) -> Trouble {
@@ -98,110 +107,80 @@ fn forgotten(table: &str, insert: &Insert<'_>) -> Trouble {
     ))
 }
 
-/// Makes sure that no earlier attempt of the block is still running on any replica.
-async fn fence(
-    client: &Client,
-    plan: &ClickHousePlan,
-    table: &str,
-    insert: &Insert<'_>,
-) -> Result<(), Trouble> {
-    let attempts = sql::text(&format!("{}-{}-%", insert.batch.batch_id, insert.ordinal));
-    let running = format!(
-        "SELECT count() AS running FROM system.processes WHERE query_id LIKE {attempts} FORMAT JSONEachRow"
-    );
-    for replica in 0..client.endpoints() {
-        let deadline = Instant::now() + FENCE_MAX;
-        loop {
-            let answer = client.query_at(replica, &running).await;
-            let answer = answer.map_err(|fault| trouble(&fault))?;
-            if counted(&answer.body) == Some(0) {
-                break;
-            }
-            // A server that cannot kill still ends the insert when its connection is closed.
-            let kill = format!("KILL QUERY WHERE query_id LIKE {attempts} ASYNC");
-            let _ = client.query_at(replica, &kill).await;
-            if Instant::now() >= deadline {
-                return Err(Trouble {
-                    code: None,
-                    reason: format!(
-                        "an earlier insert into {table} is still running on the server"
-                    ),
-                    reaction: Reaction::Backoff,
-                    source: None,
-                });
-            }
-            tokio::time::sleep(FENCE_POLL).await;
-        }
-        if plan.0.replicated {
-            // What another replica committed must be here before one looks.
-            let sync = format!("SYSTEM SYNC REPLICA {table}");
-            client
-                .query_at(replica, &sync)
-                .await
-                .map_err(|fault| trouble(&fault))?;
-        }
-    }
-    Ok(())
-}
-
-fn counted(body: &[u8]) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Running {
-        #[serde(deserialize_with = "quoted")]
-        running: u64,
-    }
-    serde_json::from_slice::<Running>(body)
-        .ok()
-        .map(|row| row.running)
-}
-
-/// Counts and digests what the table holds of a block.
+/// Counts and digests what the table holds of the batch, partition by partition: rows that lie where
+/// none were sealed must not look like none.
 async fn look(
     client: &Client,
     plan: &ClickHousePlan,
     table: &str,
     insert: &Insert<'_>,
-    block: &Block,
-) -> Result<(Found, String), Trouble> {
-    let mut condition = format!("batch = {}", insert.batch.sink_value());
-    if !plan.0.partition_key.is_empty() && !block.partition.is_empty() {
-        let value = sql::text(&block.partition);
-        condition.push_str(&format!(
-            " AND toString({}) = {value}",
-            plan.0.partition_key
-        ));
-    }
-    let failed = |fault: Fault| trouble(&fault);
-    let statement = statement(plan, table, &condition);
-    let answer = client.query(&statement).await.map_err(failed)?;
-    let found = found(&answer.body).ok_or_else(|| {
-        refuse(format!(
-            "clickhouse did not answer a count of {table} with numbers"
-        ))
-    })?;
-    Ok((found, answer.server))
-}
-
-fn statement(plan: &ClickHousePlan, table: &str, condition: &str) -> String {
-    format!(
-        "SELECT count() AS rows, {} AS digest FROM {table} WHERE {condition} FORMAT JSONEachRow",
-        plan.0.digest
-    )
-}
-
-fn found(body: &[u8]) -> Option<Found> {
+) -> Result<Seen, Trouble> {
+    // Says how many rows it has, even when it has none.
     #[derive(Deserialize)]
-    struct Line {
-        #[serde(deserialize_with = "quoted")]
-        rows: u64,
-        #[serde(deserialize_with = "quoted")]
-        digest: u64,
+    struct Answer {
+        data: Vec<Found>,
+        rows: usize,
     }
-    let line: Line = serde_json::from_slice(body).ok()?;
-    Some(Found {
-        rows: line.rows,
-        digest: line.digest,
-    })
+    let partition = match plan.0.layout.rule {
+        Rule::One => "''".to_owned(),
+        Rule::Of { .. } => format!("toString({})", plan.0.partition_key),
+    };
+    let statement = format!(
+        "SELECT {partition} AS block_partition, count() AS block_rows, {} AS block_digest \
+         FROM {table} WHERE batch = {} GROUP BY block_partition FORMAT JSON",
+        plan.0.digest,
+        insert.batch.sink_value()
+    );
+    let answer = client.query(&statement).await;
+    let answer = answer.map_err(|fault| trouble(&fault))?;
+    let found = serde_json::from_slice::<Answer>(&answer.body)
+        .ok()
+        .filter(|found| found.rows == found.data.len())
+        .ok_or_else(|| no_numbers(table))?;
+    Ok(compare(&found.data, insert, table, answer.server))
+}
+
+fn compare(found: &[Found], insert: &Insert<'_>, table: &str, server: String) -> Seen {
+    let batch = insert.batch;
+    let Some(block) = batch.blocks.get(insert.ordinal) else {
+        return Seen::Other(refuse(format!(
+            "batch {} has no block {}",
+            batch.number, insert.ordinal
+        )));
+    };
+    let found = || found.iter().filter(|found| found.rows > 0);
+    let is_sealed = |partition: &str| {
+        let mut blocks = batch.blocks.iter();
+        blocks.any(|block| block.partition == partition)
+    };
+    if let Some(stray) = found().find(|found| !is_sealed(&found.partition)) {
+        return Seen::Other(refuse(format!(
+            "{table} holds {} rows of batch {} in partition '{}', where none were sealed: the \
+             partition expression or a time zone changed, or somebody else wrote them; look at \
+             batch = {}",
+            stray.rows,
+            batch.number,
+            stray.partition,
+            batch.sink_value()
+        )));
+    }
+    match found().find(|found| found.partition == block.partition) {
+        None => Seen::Nothing,
+        Some(found) if found.rows == block.rows && found.digest == block.digest => {
+            Seen::All(server)
+        }
+        Some(found) => Seen::Other(refuse(format!(
+            "{table} holds {} rows with digest {:016x} of block {} of batch {}, but {} rows with \
+             digest {:016x} were sealed; run pillarbox verify",
+            found.rows, found.digest, insert.ordinal, batch.number, block.rows, block.digest
+        ))),
+    }
+}
+
+fn no_numbers(table: &str) -> Trouble {
+    refuse(format!(
+        "clickhouse did not answer a count of {table} with numbers"
+    ))
 }
 
 /// What the table holds of a whole batch: rows and digest.
@@ -212,20 +191,24 @@ pub(super) async fn held(
     sink_value: u64,
 ) -> Result<(u64, u64), Trouble> {
     needs_batch(plan, table)?;
-    let statement = statement(plan, table, &format!("batch = {sink_value}"));
-    let answer = client
-        .query(&statement)
-        .await
-        .map_err(|fault| trouble(&fault))?;
-    let found = found(&answer.body).ok_or_else(|| {
-        refuse(format!(
-            "clickhouse did not answer a count of {table} with numbers"
-        ))
-    })?;
-    Ok((found.rows, found.digest))
+    #[derive(Deserialize)]
+    struct Line {
+        #[serde(deserialize_with = "quoted")]
+        rows: u64,
+        #[serde(deserialize_with = "quoted")]
+        digest: u64,
+    }
+    let statement = format!(
+        "SELECT count() AS rows, {} AS digest FROM {table} WHERE batch = {sink_value}",
+        plan.0.digest
+    );
+    let lines = client.rows::<Line>(&statement).await;
+    let lines = lines.map_err(|fault| trouble(&fault))?;
+    let line = lines.into_iter().next().ok_or_else(|| no_numbers(table))?;
+    Ok((line.rows, line.digest))
 }
 
-/// The highest batch number of an origin.
+/// The highest batch number of an origin that any replica holds.
 pub(super) async fn highest_number(
     client: &Client,
     plan: &ClickHousePlan,
@@ -246,12 +229,15 @@ pub(super) async fn highest_number(
         "SELECT count() AS rows, max(batch) AS highest FROM {table} \
          WHERE batch >= {first} AND batch <= {last}"
     );
-    let found = client
-        .rows::<Highest>(&statement)
-        .await
-        .map_err(|fault| trouble(&fault))?;
-    let held = found.into_iter().find(|found| found.rows > 0);
-    Ok(held.map(|found| (found.highest - first).cast_signed()))
+    let mut highest = None;
+    for replica in 0..client.endpoints() {
+        sync(client, plan, table, replica).await?;
+        let found = client.rows_at::<Highest>(replica, &statement).await;
+        let found = found.map_err(|fault| trouble_at(client, replica, &fault))?;
+        let held = found.into_iter().find(|found| found.rows > 0);
+        highest = highest.max(held.map(|found| (found.highest - first).cast_signed()));
+    }
+    Ok(highest)
 }
 
 fn needs_batch(plan: &ClickHousePlan, table: &str) -> Result<(), Trouble> {
@@ -265,7 +251,7 @@ fn needs_batch(plan: &ClickHousePlan, table: &str) -> Result<(), Trouble> {
 }
 
 /// A 64-bit number, which JSON carries as text.
-fn quoted<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+pub(super) fn quoted<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Either {

@@ -37,6 +37,16 @@ pub struct Window {
     pub seconds: Option<u64>,
 }
 
+impl Window {
+    /// What both tables remember.
+    pub(super) fn min(self, other: Self) -> Self {
+        Self {
+            blocks: self.blocks.min(other.blocks),
+            seconds: self.seconds.into_iter().chain(other.seconds).min(),
+        }
+    }
+}
+
 /// What a table needs to be asked and told, found out by the preflight.
 #[derive(Debug)]
 pub(super) struct Details {
@@ -50,6 +60,8 @@ pub(super) struct Details {
     pub(super) settings: Vec<(&'static str, &'static str)>,
     pub(super) has_log_comment: bool,
     pub(super) replicated: bool,
+    /// Whether materialized views read what is inserted.
+    pub(super) has_views: bool,
     /// The partition expression as the server shows it; empty for none.
     pub(super) partition_key: String,
     /// The digest of the selected rows, as SQL.

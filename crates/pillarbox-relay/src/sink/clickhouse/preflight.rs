@@ -73,6 +73,7 @@ pub(super) async fn plan(
         settings: known_settings(&server),
         has_log_comment: server.knows(settings::LOG_COMMENT),
         replicated: table.is_replicated(),
+        has_views: !targets.is_empty(),
         partition_key: table.partition_key.clone(),
         digest: digest::expression(&proven),
         layout: Arc::new(Layout {
@@ -232,7 +233,11 @@ impl Choice {
         batch: bool,
         config: &ClickHouseConfig,
     ) -> Result<Self, Trouble> {
-        let window = server.window(table);
+        let filled = targets.iter().filter_map(|target| target.table.as_ref());
+        let window = filled
+            .filter(|into| into.is_merge_tree())
+            .map(|into| server.window(into))
+            .fold(server.window(table), Window::min);
         let chosen = |guarantee, reason: String, warnings| {
             Ok(Self {
                 guarantee,
@@ -241,7 +246,7 @@ impl Choice {
                 warnings,
             })
         };
-        let obstacle = match obstacle(server, table, window, targets) {
+        let obstacle = match obstacle(server, table, targets) {
             None => {
                 let reason = format!("the table remembers the tokens of {} blocks", window.blocks);
                 return chosen(Guarantee::Token, reason, Vec::new());
@@ -280,12 +285,7 @@ struct Obstacle {
     old_server: bool,
 }
 
-fn obstacle(
-    server: &Server,
-    table: &Table,
-    window: Window,
-    targets: &[ViewTarget],
-) -> Option<Obstacle> {
+fn obstacle(server: &Server, table: &Table, targets: &[ViewTarget]) -> Option<Obstacle> {
     if !server.knows(settings::TOKEN) {
         let name = sql::table(&table.database, &table.name);
         return Some(Obstacle {
@@ -297,7 +297,7 @@ fn obstacle(
             old_server: true,
         });
     }
-    if window.blocks == 0 {
+    if server.window(table).blocks == 0 {
         return Some(Obstacle {
             what: format!("the deduplication window of {} is 0", table.shown()),
             remedy: widen(table),
@@ -318,6 +318,23 @@ fn obstacle(
                 old_server: false,
             });
         };
+        // Null keeps nothing; what its views fill is among the targets.
+        if !into.is_merge_tree() && into.engine != "Null" {
+            return Some(Obstacle {
+                what: format!(
+                    "{}, which the materialized view {} fills, has the engine {}, which remembers no \
+                     tokens",
+                    into.shown(),
+                    target.view,
+                    into.engine
+                ),
+                remedy: format!(
+                    "CREATE the view {} again on a table of the MergeTree family",
+                    target.view
+                ),
+                old_server: false,
+            });
+        }
         if into.is_merge_tree() && server.window(into).blocks == 0 {
             return Some(Obstacle {
                 what: format!(

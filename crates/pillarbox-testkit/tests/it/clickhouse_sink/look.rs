@@ -1,0 +1,135 @@
+//! A look must not be able to be wrong, and a success after a doubt is looked at.
+
+use pillarbox_relay::sink::clickhouse::CreateOptions;
+use pillarbox_relay::sink::{Guarantee, Resolution};
+
+use super::*;
+
+fn insert<'a>(batch: &'a Batch, blocks: &'a [EncodedBlock], ordinal: usize) -> Insert<'a> {
+    Insert {
+        batch,
+        ordinal,
+        body: &blocks[ordinal].body,
+    }
+}
+
+#[tokio::test]
+async fn a_remembered_token_without_its_rows_is_never_delivered() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let sink = sink(&server, "events")?;
+    sink.create(&CreateOptions::default()).await?;
+    let plan = sink.prepare(&outbox()).await?;
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    deliver(&sink, &plan, &batch, &blocks).await?;
+    server
+        .query("alter table events delete where 1 settings mutations_sync = 2")
+        .await?;
+    assert_eq!(number(&server, "select count() from events").await?, 0);
+    let insert = insert(&batch, &blocks, 0);
+    let resolved = sink.resolve(&plan, &insert, young()).await?;
+    assert!(matches!(resolved, Resolution::Resend), "{resolved:?}");
+    let Delivery::Unknown(trouble) = sink.deliver(&plan, &insert, 2).await else {
+        bail!("rows that are not there were delivered");
+    };
+    assert!(
+        trouble.reason.contains("remembers their token"),
+        "{trouble}"
+    );
+    let Resolution::Undecidable(trouble) = sink.resolve(&plan, &insert, young()).await? else {
+        bail!("it was decided");
+    };
+    // The remedy works.
+    super::doubt::paste(&server, &trouble.reason).await?;
+    let plan = sink.prepare(&outbox()).await?;
+    assert_eq!(plan.guarantee(), Guarantee::Lookup);
+    let resolved = sink.resolve(&plan, &insert, young()).await?;
+    assert!(matches!(resolved, Resolution::Resend), "{resolved:?}");
+    let delivered = sink.deliver(&plan, &insert, 3).await;
+    assert!(matches!(delivered, Delivery::Delivered(_)), "{delivered:?}");
+    assert_eq!(number(&server, "select count() from events").await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_in_another_partition_are_not_nothing() -> Result<()> {
+    for flavour in Flavour::ALL {
+        let server = Server::start(flavour).await?;
+        let sink = sink(&server, "events")?;
+        sink.create(&CreateOptions::default()).await?;
+        let plan = sink.prepare(&outbox()).await?;
+        let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+        deliver(&sink, &plan, &batch, &blocks).await?;
+        let mut moved = batch.clone();
+        moved.blocks[0].partition = "199901".to_owned();
+        let resolved = sink
+            .resolve(&plan, &insert(&moved, &blocks, 0), old())
+            .await?;
+        let Resolution::Undecidable(trouble) = resolved else {
+            bail!("{resolved:?}");
+        };
+        assert!(trouble.reason.contains("none were sealed"), "{trouble}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_view_that_missed_its_rows_gets_the_token_again() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let sink = sink(&server, "events")?;
+    sink.create(&CreateOptions::default()).await?;
+    server.query("create table totals (event_type String, k UInt64) engine = SummingMergeTree order by event_type settings non_replicated_deduplication_window = 100").await?;
+    server.query("create materialized view counting to totals as select event_type, count() as k from events group by event_type").await?;
+    let plan = sink.prepare(&outbox()).await?;
+    // The smallest window of all tables counts.
+    assert_eq!(plan.report().window.blocks, 100);
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    let insert = insert(&batch, &blocks, 0);
+    deliver(&sink, &plan, &batch, &blocks).await?;
+    let resolved = sink.resolve(&plan, &insert, young()).await?;
+    assert!(matches!(resolved, Resolution::Resend), "{resolved:?}");
+    let delivered = sink.deliver(&plan, &insert, 2).await;
+    assert!(matches!(delivered, Delivery::Delivered(_)), "{delivered:?}");
+    assert_eq!(number(&server, "select sum(k) from totals").await?, 1);
+    let resolved = sink.resolve(&plan, &insert, old()).await?;
+    assert!(matches!(resolved, Resolution::Delivered(_)), "{resolved:?}");
+    server
+        .query("create table log (event_type String) engine = Log")
+        .await?;
+    server
+        .query("create materialized view logging to log as select event_type from events")
+        .await?;
+    let refused = refusal(&sink).await?;
+    assert!(refused.reason.contains("engine Log"), "{refused}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_the_column_other_writers_and_own_blocks_count() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    server
+        .query(&format!(
+            "create table five ({FIVE_COLUMNS}) engine = MergeTree order by event_type \
+             settings non_replicated_deduplication_window = 100"
+        ))
+        .await?;
+    let sink = sink(&server, "five")?;
+    let plan = sink.prepare(&outbox()).await?;
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    let insert = insert(&batch, &blocks, 0);
+    for (age, blocks_since, is_remembered) in [
+        (1, 0, true),
+        (48, 0, true),
+        (49, 0, false),
+        (0, 48, true),
+        (0, 49, false),
+    ] {
+        let doubt = Doubt {
+            age: Duration::from_secs(age),
+            blocks_since,
+        };
+        let resolved = sink.resolve(&plan, &insert, doubt).await?;
+        let is_resent = matches!(resolved, Resolution::Resend);
+        assert_eq!(is_resent, is_remembered, "{doubt:?}: {resolved:?}");
+    }
+    Ok(())
+}
