@@ -214,27 +214,49 @@ pub async fn check_server(client: &Client) -> Result<(), ConnectError> {
             target: "the session".to_owned(),
             source: Some(error),
         })?;
-    let (number, version): (i32, String) = (row.get(0), row.get(1));
-    let (encoding, in_recovery): (String, bool) = (row.get(2), row.get(3));
-    if number < SERVER_VERSION_MIN {
-        return Err(ConnectError::Unsuitable(format!(
-            "postgresql {version} is too old: version 14 or later is needed"
-        )));
-    }
-    if encoding != "UTF8" {
-        return Err(ConnectError::Unsuitable(format!(
-            "the database's encoding is {encoding}, but event_context must be UTF8: \
-             create the database with ENCODING 'UTF8'"
-        )));
-    }
-    if in_recovery {
-        return Err(ConnectError::Unsuitable(
+    let facts = Facts {
+        number: row.get(0),
+        version: row.get(1),
+        encoding: row.get(2),
+        in_recovery: row.get(3),
+    };
+    facts
+        .obstacle()
+        .map_or(Ok(()), |reason| Err(ConnectError::Unsuitable(reason)))
+}
+
+/// What a server is, as far as Pillarbox depends on it.
+struct Facts {
+    /// As in `server_version_num`.
+    number: i32,
+    version: String,
+    encoding: String,
+    in_recovery: bool,
+}
+
+impl Facts {
+    /// Why Pillarbox cannot work with it, with the remedy.
+    fn obstacle(&self) -> Option<String> {
+        let Self {
+            version, encoding, ..
+        } = self;
+        if self.number < SERVER_VERSION_MIN {
+            return Some(format!(
+                "postgresql {version} is too old: version 14 or later is needed"
+            ));
+        }
+        if encoding != "UTF8" {
+            return Some(format!(
+                "the database's encoding is {encoding}, but event_context must be UTF8: \
+                 create the database with ENCODING 'UTF8'"
+            ));
+        }
+        self.in_recovery.then(|| {
             "this server is a standby (in recovery): connect to the primary, \
              for example with target_session_attrs=read-write and both hosts in the url"
-                .to_owned(),
-        ));
+                .to_owned()
+        })
     }
-    Ok(())
 }
 
 fn drive<S, T>(
@@ -331,4 +353,42 @@ fn target(config: &Config) -> String {
             }
         });
     hosts.collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(number: i32, version: &str) -> Facts {
+        Facts {
+            number,
+            version: version.to_owned(),
+            encoding: "UTF8".to_owned(),
+            in_recovery: false,
+        }
+    }
+
+    #[test]
+    fn a_server_before_14_is_too_old() {
+        for (number, version) in [(90_624, "9.6.24"), (130_023, "13.23"), (139_999, "13.99")] {
+            let reason = server(number, version).obstacle().unwrap();
+            assert_eq!(
+                reason,
+                format!("postgresql {version} is too old: version 14 or later is needed")
+            );
+        }
+        for (number, version) in [(140_000, "14.0"), (150_018, "15.18"), (180_004, "18.4")] {
+            assert_eq!(server(number, version).obstacle(), None, "{version}");
+        }
+    }
+
+    #[test]
+    fn age_is_named_before_what_a_newer_server_would_have_too() {
+        let old = Facts {
+            encoding: "LATIN1".to_owned(),
+            in_recovery: true,
+            ..server(130_000, "13.0")
+        };
+        assert!(old.obstacle().unwrap().contains("too old"));
+    }
 }

@@ -246,7 +246,10 @@ async fn a_drain_gives_up_on_a_clickhouse_that_is_away() -> Result<()> {
         .filter(|line| line.starts_with("error: "))
         .collect();
     ensure!(
-        errors.len() == 1 && errors[0].contains("127.0.0.1"),
+        errors.len() == 1
+            && ["127.0.0.1", "refused"]
+                .iter()
+                .all(|word| errors[0].contains(word)),
         "{ended:?}"
     );
     waiting.clickhouse.restart().await?;
