@@ -168,7 +168,7 @@ impl Sink for ClickHouse {
         );
         let mut parameters: Vec<(&str, &str)> = plan.0.settings.clone();
         parameters.push(("query_id", &query_id));
-        if plan.0.guarantee == Guarantee::Token {
+        if plan.0.has_token {
             parameters.push((settings::TOKEN, &token));
         }
         if plan.0.has_log_comment {

@@ -58,6 +58,8 @@ pub(super) struct Details {
     pub(super) insert: String,
     /// Settings of every insert; the token and `log_comment` come on top.
     pub(super) settings: Vec<(&'static str, &'static str)>,
+    /// Whether the server knows the token: then it never goes by content, which two batches may share.
+    pub(super) has_token: bool,
     pub(super) has_log_comment: bool,
     pub(super) replicated: bool,
     /// Whether materialized views read what is inserted.

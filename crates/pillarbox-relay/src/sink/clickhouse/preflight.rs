@@ -34,6 +34,7 @@ pub(super) async fn plan(
         .map_err(|fault| trouble(&fault))?
         .ok_or_else(|| no_table(config))?;
     check_engine(&table, client.endpoints())?;
+    check_async(&server, &table)?;
     let columns = table
         .columns(client)
         .await
@@ -46,7 +47,7 @@ pub(super) async fn plan(
     let mapping = Mapping::new(&table, &columns, outbox, &config.expression_columns)?;
     let rule = partition_rule(&server, &table, &mapping)?;
     let mut warnings = mapping.warnings.clone();
-    warnings.extend(warnings_about(&server, &table));
+    warnings.extend(warnings_about(&table));
     let choice = Choice::make(&server, &table, &targets, mapping.batch, config)?;
     warnings.extend(choice.warnings);
     let report = SinkReport {
@@ -70,7 +71,8 @@ pub(super) async fn plan(
         insert: insert_statement(&table, &mapping),
         guarantee: choice.guarantee,
         window: choice.window,
-        settings: known_settings(&server),
+        settings: insert_settings(&server, mapping.batch),
+        has_token: server.knows(settings::TOKEN),
         has_log_comment: server.knows(settings::LOG_COMMENT),
         replicated: table.is_replicated(),
         has_views: !targets.is_empty(),
@@ -86,10 +88,16 @@ pub(super) async fn plan(
     })))
 }
 
-fn known_settings(server: &Server) -> Vec<(&'static str, &'static str)> {
+fn insert_settings(server: &Server, has_batch: bool) -> Vec<(&'static str, &'static str)> {
+    // Without a token and a batch number, two batches of the same content are one to the server.
+    let is_by_content = !has_batch && !server.knows(settings::TOKEN);
     let known = settings::INSERT
         .into_iter()
-        .filter(|(name, _)| server.knows(name));
+        .filter(|(name, _)| server.knows(name))
+        .map(|(name, value)| match name {
+            settings::DEDUPLICATE if is_by_content => (name, "0"),
+            _ => (name, value),
+        });
     known.chain(settings::HTTP).collect()
 }
 
@@ -142,6 +150,19 @@ fn check_engine(table: &Table, endpoints: usize) -> Result<(), Trouble> {
         )));
     }
     Ok(())
+}
+
+/// Servers take a table's own setting for the insert's: ours would not override it.
+fn check_async(server: &Server, table: &Table) -> Result<(), Trouble> {
+    if !server.is_async(table) {
+        return Ok(());
+    }
+    Err(refuse(format!(
+        "{} makes every insert asynchronous by its setting async_insert = 1, and an asynchronous \
+         insert is no proof that rows are written; ALTER TABLE {} MODIFY SETTING async_insert = 0",
+        table.shown(),
+        sql::table(&table.database, &table.name)
+    )))
 }
 
 /// INSERT by `CHECK GRANT`, where the server has it; SELECT by selecting nothing.
@@ -198,20 +219,13 @@ fn partition_rule(server: &Server, table: &Table, mapping: &Mapping) -> Result<R
     })
 }
 
-fn warnings_about(server: &Server, table: &Table) -> Vec<String> {
+fn warnings_about(table: &Table) -> Vec<String> {
     let mut warnings = Vec::new();
     if !table.keeps_rows() {
         warnings.push(format!(
             "{} has the engine {}, whose merges fold rows: verify may count fewer than delivered",
             table.shown(),
             table.engine
-        ));
-    }
-    if server.is_async(table) {
-        warnings.push(format!(
-            "{0} sets async_insert = 1; every insert of the relay overrides it, but ALTER TABLE {0} \
-             MODIFY SETTING async_insert = 0 is clearer",
-            table.shown()
         ));
     }
     warnings

@@ -4,9 +4,10 @@
 ///
 /// The sizes pin one Native block to one insert block: a block that is split differently is another
 /// block to the deduplication.
-pub(super) const INSERT: [(&str, &str); 17] = [
+pub(super) const INSERT: [(&str, &str); 18] = [
     ("async_insert", "0"),
-    ("insert_deduplicate", "1"),
+    ("wait_for_async_insert", "1"),
+    (DEDUPLICATE, "1"),
     ("deduplicate_insert", "enable"),
     ("deduplicate_blocks_in_dependent_materialized_views", "1"),
     ("input_format_native_allow_types_conversion", "0"),
@@ -31,6 +32,8 @@ pub(super) const HTTP: [(&str, &str); 1] = [("wait_end_of_query", "1")];
 
 /// Lets the server remember a block by a name.
 pub(super) const TOKEN: &str = "insert_deduplication_token";
+/// Lets the server drop a block that it has: by its token, or else by its content.
+pub(super) const DEDUPLICATE: &str = "insert_deduplicate";
 /// Shown in `system.query_log`.
 pub(super) const LOG_COMMENT: &str = "log_comment";
 /// Not 0 when the user may not write or may not choose settings.

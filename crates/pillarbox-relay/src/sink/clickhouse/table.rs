@@ -140,8 +140,9 @@ impl Server {
 
     /// Whether the table itself turns inserts into asynchronous ones.
     pub(super) fn is_async(&self, table: &Table) -> bool {
-        self.of_table(table, "async_insert")
-            .is_some_and(|value| value != 0)
+        let own = table.own_setting("async_insert");
+        own.or_else(|| self.merge_tree.get("async_insert").cloned())
+            .is_some_and(|value| !matches!(value.as_str(), "0" | "false"))
     }
 }
 

@@ -206,3 +206,50 @@ async fn a_table_changed_under_the_plan_asks_for_another_plan() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn an_asynchronous_table_is_refused_and_the_remedy_mends_it() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let rest =
+        "order by event_type settings non_replicated_deduplication_window = 100, async_insert = 1";
+    create(&server, FIVE_COLUMNS, rest).await?;
+    let sink = sink(&server, "events")?;
+    let refused = refusal(&sink).await?;
+    assert_eq!(refused.reaction, Reaction::Stop);
+    assert!(refused.reason.contains("async_insert = 1"), "{refused}");
+    paste(&server, &refused.reason).await?;
+    let plan = sink.prepare(&outbox()).await?;
+    assert_eq!(plan.guarantee(), Guarantee::Token);
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_batches_of_the_same_content_both_arrive() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    // A view without a window: only at-least-once is left, while the table deduplicates.
+    create(
+        &server,
+        FIVE_COLUMNS,
+        &format!("order by event_type {}", window(Flavour::V26)),
+    )
+    .await?;
+    server
+        .query("create table totals (event_type String) engine = MergeTree order by event_type")
+        .await?;
+    server
+        .query("create materialized view copying to totals as select event_type from events")
+        .await?;
+    let sink = ClickHouse::new(ClickHouseConfig {
+        at_least_once_allowed: true,
+        ..config(&server, "events")
+    })?;
+    let plan = sink.prepare(&outbox()).await?;
+    assert_eq!(plan.guarantee(), Guarantee::AtLeastOnce);
+    let event = Event::at(NOON_US);
+    for number in [1, 2] {
+        let (batch, blocks) = seal(&plan, number, std::slice::from_ref(&event))?;
+        deliver(&sink, &plan, &batch, &blocks).await?;
+    }
+    assert_eq!(number(&server, "select count() from events").await?, 2);
+    Ok(())
+}
