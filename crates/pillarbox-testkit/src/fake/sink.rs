@@ -39,6 +39,7 @@ struct Shared {
     poison: Ask<bool>,
     clock: FakeClock,
     released: watch::Sender<u64>,
+    hanging: Gauge,
     state: Mutex<State>,
 }
 
@@ -46,7 +47,6 @@ struct State {
     script: Script<Operation, Fault>,
     destination: Destination,
     observe: Option<Observe>,
-    hanging: u64,
 }
 
 /// How a [`FakeSink`] is.
@@ -160,7 +160,6 @@ impl FakeSinkBuilder {
             script: Script::default(),
             destination: Destination::new(self.window_blocks),
             observe: None,
-            hanging: 0,
         };
         FakeSink {
             shared: Arc::new(Shared {
@@ -171,6 +170,7 @@ impl FakeSinkBuilder {
                 poison: self.poison,
                 clock: self.clock.unwrap_or_default(),
                 released: watch::Sender::new(0),
+                hanging: Gauge::default(),
                 state: Mutex::new(state),
             }),
         }
@@ -298,7 +298,7 @@ impl FakeSink {
 
     /// Calls that hang or are held at this moment.
     pub fn hanging(&self) -> u64 {
-        self.state().hanging
+        self.shared.hanging.now()
     }
 
     /// Batches whose encoder or bytes are alive (INV-7).
@@ -321,12 +321,12 @@ impl FakeSink {
     }
 
     async fn hang(&self) {
-        let _hanging = Hanging::new(self);
+        let _hanging = self.shared.hanging.enter();
         self.shared.clock.sleep(self.shared.deadline).await;
     }
 
     async fn hold(&self) {
-        let _hanging = Hanging::new(self);
+        let _hanging = self.shared.hanging.enter();
         // The sender lives as long as the sink: this cannot fail.
         let _ = self.shared.released.subscribe().changed().await;
     }
@@ -384,22 +384,6 @@ impl FakeSink {
                 values: &values,
             })
         })
-    }
-}
-
-/// A call that hangs.
-struct Hanging<'a>(&'a FakeSink);
-
-impl<'a> Hanging<'a> {
-    fn new(sink: &'a FakeSink) -> Self {
-        sink.state().hanging += 1;
-        Self(sink)
-    }
-}
-
-impl Drop for Hanging<'_> {
-    fn drop(&mut self) {
-        self.0.state().hanging -= 1;
     }
 }
 

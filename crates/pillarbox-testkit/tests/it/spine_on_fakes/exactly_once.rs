@@ -240,6 +240,36 @@ async fn inv_2_a_block_refused_for_long_after_an_unknown_one_is_not_sent_blindly
 }
 
 #[tokio::test(start_paused = true)]
+async fn inv_2_who_lost_the_lock_without_noticing_does_not_send() {
+    for seed in 0..20 {
+        let sink = FakeSink::builder().guarantee(Guarantee::Lookup);
+        let mut world = World::with(sink, seed);
+        let usual = world.options.clone();
+        // Nothing but the look before each send tells this relay that its session is gone.
+        world.options.in_flight_max = 1;
+        world.options.beat_every = Duration::from_secs(3600);
+        world.options.tend_every = Duration::from_secs(3600);
+        let overloaded = Fault::Refuse(Reaction::Slower);
+        world.sink.fail_always(Operation::Deliver, overloaded);
+        world.database.publish(30).unwrap();
+        let unaware = world.start("a");
+        world
+            .until("it backs off", |world| {
+                world.sink.calls(Operation::Deliver) > 2
+            })
+            .await;
+        world.database.kill_sessions(SINK);
+        world.sink.heal();
+        world.options = usual;
+        let successor = world.start("b");
+        world.until_settled().await;
+        world.assert_exact_for_good(&format!("seed {seed}")).await;
+        unaware.stop().await.unwrap();
+        successor.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn at_least_once_loses_nothing() {
     for fault in FAULTS {
         let sink = FakeSink::builder().guarantee(Guarantee::AtLeastOnce);
