@@ -180,6 +180,9 @@ impl Relay {
             };
             failures += 1;
             tracing::warn!(error = failure.text(), "waiting for postgresql");
+            for start in starts {
+                start.spine.pulse().set_back(failure.text(), Instant::now());
+            }
             let wait = Backoff::USUAL.wait(failures, 1.0);
             tokio::select! { biased;
                 () = stop.cancelled() => return Ok(false),
