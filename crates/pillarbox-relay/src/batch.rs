@@ -61,6 +61,16 @@ pub struct Block {
     /// Sum modulo 2⁶⁴ of the row hashes.
     #[serde(with = "hex_digest")]
     pub digest: u64,
+    /// Whether its rows carry the batch number: only then can one look for them.
+    #[serde(default)]
+    pub is_numbered: bool,
+}
+
+impl Block {
+    /// Whether both stand for the same rows, with or without the batch number.
+    pub fn same_rows(&self, other: &Self) -> bool {
+        (&self.partition, self.rows, self.digest) == (&other.partition, other.rows, other.digest)
+    }
 }
 
 /// A batch as the ledger holds it. Sealed before its first byte is sent; it never changes (INV-3).
@@ -152,6 +162,14 @@ impl Draft {
             .iter()
             .map(|encoded| encoded.block.clone())
             .collect()
+    }
+
+    /// Whether the rows, block by block, are those that were sealed.
+    pub fn is_as_sealed(&self, batch: &Batch) -> bool {
+        let mut pairs = self.blocks.iter().zip(&batch.blocks);
+        self.rows == batch.rows
+            && self.blocks.len() == batch.blocks.len()
+            && pairs.all(|(encoded, sealed)| encoded.block.same_rows(sealed))
     }
 
     /// Digest of the whole batch.

@@ -28,6 +28,7 @@ impl Encoder for Blocks {
                 partition: key.to_string(),
                 rows,
                 digest: u64::MAX - u64::from(key),
+                is_numbered: true,
             },
             body: Vec::new(),
         };
@@ -75,7 +76,7 @@ proptest! {
 
     #[test]
     fn a_block_map_survives_its_json(partition in ".*", rows in any::<u64>(), digest in any::<u64>()) {
-        let block = Block { partition, rows, digest };
+        let block = Block { partition, rows, digest, is_numbered: rows % 2 == 0 };
         let text = serde_json::to_string(&block).unwrap();
         let hex = format!("{digest:016x}");
         prop_assert!(text.contains(&hex), "{}", text);

@@ -203,7 +203,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         let draft = self
             .read(tenure, &batch.span, batch.sink_value(), limits)
             .await?;
-        if draft.rows != batch.rows || draft.block_map() != batch.blocks {
+        if !draft.is_as_sealed(&batch) {
             return Err(SourceError::Broken(format!(
                 "batch {} was sealed with {} rows and digest {:016x}, but the outbox now gives {} \
                  rows and digest {:016x}: events were changed or removed, or the table's columns \

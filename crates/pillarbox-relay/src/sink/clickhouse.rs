@@ -179,7 +179,7 @@ impl Sink for ClickHouse {
             .insert(&plan.0.insert, &parameters, insert.body)
             .await
         {
-            Ok(success) if plan.0.layout.batch && self.doubts.holds(&token) => {
+            Ok(success) if lookup::can_look(plan, insert) && self.doubts.holds(&token) => {
                 self.verify(plan, insert, success.server).await
             }
             Ok(success) => {

@@ -90,6 +90,7 @@ pub fn batch(number: i64, origin: u32, span: Span, rows: u64) -> Batch {
         partition: "p".to_owned(),
         rows,
         digest: u64::MAX - 5,
+        is_numbered: true,
     };
     Batch {
         number,

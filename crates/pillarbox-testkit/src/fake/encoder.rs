@@ -156,6 +156,7 @@ impl Encoder for FakeEncoder {
                     partition,
                     rows: 0,
                     digest: 0,
+                    is_numbered: true,
                 };
                 self.blocks
                     .push((block, self.sink_value.to_be_bytes().to_vec()));

@@ -234,6 +234,7 @@ impl Drain {
                 partition: String::new(),
                 rows,
                 digest,
+                is_numbered: true,
             }],
             sealed_at: SystemTime::UNIX_EPOCH,
         };

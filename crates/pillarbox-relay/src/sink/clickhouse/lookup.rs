@@ -76,9 +76,16 @@ pub(super) async fn resolve(
         // The table has its rows, but a view may still lack them: the token completes it.
         Seen::All(_) if plan.0.has_views && has_token => Resolution::Resend,
         Seen::All(server) => Resolution::Delivered(server),
-        Seen::Nothing => Resolution::Resend,
+        Seen::Nothing if has_token || is_numbered(insert) => Resolution::Resend,
+        // Its rows may be there without the number, as they were sealed.
+        Seen::Nothing => Resolution::Undecidable(unnumbered(table, insert)),
         Seen::Other(trouble) => Resolution::Undecidable(trouble),
     })
+}
+
+/// Whether a look at the block's rows finds them if they are there.
+pub(super) fn can_look(plan: &ClickHousePlan, insert: &Insert<'_>) -> bool {
+    plan.0.layout.batch && is_numbered(insert)
 }
 
 /// Fences the block and looks at it; twice, when the first look does not see all of it.
@@ -96,6 +103,21 @@ pub(super) async fn examine(
     tokio::time::sleep(SETTLE).await;
     fence(client, plan, table, insert).await?;
     look(client, plan, table, insert).await
+}
+
+/// Whether the block was sealed with the batch number in its rows.
+fn is_numbered(insert: &Insert<'_>) -> bool {
+    let block = insert.batch.blocks.get(insert.ordinal);
+    block.is_some_and(|block| block.is_numbered)
+}
+
+fn unnumbered(table: &str, insert: &Insert<'_>) -> Trouble {
+    refuse(format!(
+        "whether block {} of batch {} is in {table} cannot be told: it was sealed before the table \
+         had the column batch, so its rows may be there without a number; look for its events, then \
+         run pillarbox recover",
+        insert.ordinal, insert.batch.number
+    ))
 }
 
 fn forgotten(table: &str, insert: &Insert<'_>) -> Trouble {

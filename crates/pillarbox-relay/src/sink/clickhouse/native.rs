@@ -171,6 +171,7 @@ impl OpenBlock {
             partition,
             rows: self.rows,
             digest: self.digest,
+            is_numbered: layout.batch,
         };
         EncodedBlock {
             block,

@@ -133,3 +133,33 @@ async fn without_the_column_other_writers_and_own_blocks_count() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_block_sealed_without_the_number_is_not_looked_for_by_it() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let windows = window(Flavour::V26);
+    server
+        .query(&format!(
+            "create table five ({FIVE_COLUMNS}) engine = MergeTree order by event_type {windows}"
+        ))
+        .await?;
+    let sink = sink(&server, "five")?;
+    let plan = sink.prepare(&outbox()).await?;
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    deliver(&sink, &plan, &batch, &blocks).await?;
+    server
+        .query("alter table five add column batch UInt64")
+        .await?;
+    let plan = sink.prepare(&outbox()).await?;
+    let insert = insert(&batch, &blocks, 0);
+    let Resolution::Undecidable(trouble) = sink.resolve(&plan, &insert, old()).await? else {
+        bail!("it was decided");
+    };
+    assert!(trouble.reason.contains("without a number"), "{trouble}");
+    // As long as the table remembers the token, the token decides.
+    let resolved = sink.resolve(&plan, &insert, young()).await?;
+    assert!(matches!(resolved, Resolution::Resend), "{resolved:?}");
+    deliver(&sink, &plan, &batch, &blocks).await?;
+    assert_eq!(number(&server, "select count() from five").await?, 1);
+    Ok(())
+}
