@@ -204,7 +204,11 @@ impl<E: Encoder> Rows for Builder<E> {
             self.is_full = true;
             return Ok(Pushed::NoRoom);
         }
-        let pushed = self.encoder.push(row)?;
+        let pushed = match self.encoder.push(row) {
+            // The rows before a bad one make a batch of their own.
+            Err(_) if self.rows > 0 => Pushed::NoRoom,
+            pushed => pushed?,
+        };
         if pushed == Pushed::Taken {
             self.rows += 1;
             self.bytes += bytes;

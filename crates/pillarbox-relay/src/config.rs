@@ -352,7 +352,14 @@ impl Config {
             quantity::within(key, value, lowest, Period(Duration::from_millis(highest)))
         };
         period("relay.max_age", relay.max_age, 1, 3_600_000)?;
-        period("relay.takeover_after", relay.takeover_after, 3_000, 600_000)?;
+        // Below, a relay that lost its session could still be sending while another one takes over: it
+        // notices after the deadline of a statement on the ledger.
+        period(
+            "relay.takeover_after",
+            relay.takeover_after,
+            13_000,
+            600_000,
+        )?;
         period("relay.probe_min", relay.probe_min, 1, 10_000)?;
         period("relay.probe_max", relay.probe_max, 1, 60_000)?;
         if relay.probe_max < relay.probe_min {

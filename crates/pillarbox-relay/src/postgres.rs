@@ -20,7 +20,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What each session starts with. The outbox has no statistics on purpose, so the planner must be
 /// kept from sorts, hash joins and sequential scans; the time limits of a DBA's role settings are
-/// meant for applications and would cut a COPY of a long backlog.
+/// meant for applications and would cut a COPY of a long backlog. A row-level policy would hide events
+/// from the relay, and from the check before a TRUNCATE: with row_security off it is an error instead.
 const SESSION_SETTINGS: &str = "
     set default_transaction_isolation = 'read committed';
     set default_transaction_read_only = off;
@@ -38,6 +39,7 @@ const SESSION_SETTINGS: &str = "
     set lock_timeout = 0;
     set idle_in_transaction_session_timeout = 0;
     set search_path = pg_catalog;
+    set row_security = off;
     set timezone = 'UTC';
     set datestyle = 'ISO';
     set intervalstyle = 'postgres';
@@ -83,8 +85,23 @@ pub enum ConnectError {
 pub struct Session {
     client: Client,
     driver: JoinHandle<()>,
-    warning: Arc<Mutex<Option<String>>>,
+    warnings: Warnings,
     cancel: Canceller,
+}
+
+/// What the server warns of beside its answers.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings(Arc<Mutex<Option<String>>>);
+
+impl Warnings {
+    /// The last warning since the last call.
+    pub fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn note(&self, warning: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(warning.to_owned());
+    }
 }
 
 impl fmt::Debug for Session {
@@ -112,12 +129,9 @@ impl Session {
         &mut self.client
     }
 
-    /// The last warning that the server sent since the last call.
-    pub fn take_warning(&self) -> Option<String> {
-        self.warning
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+    /// The warnings of this session.
+    pub fn warnings(&self) -> &Warnings {
+        &self.warnings
     }
 
     /// What cancels the statement that the session is running.
@@ -268,8 +282,8 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let warning = Arc::new(Mutex::new(None));
-    let noted = Arc::clone(&warning);
+    let warnings = Warnings::default();
+    let noted = warnings.clone();
     let cancel = Canceller {
         token: client.cancel_token(),
         tls,
@@ -279,8 +293,7 @@ where
             match message {
                 Ok(AsyncMessage::Notice(notice)) => {
                     tracing::warn!(notice = %notice, "postgresql warns");
-                    *noted.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Some(notice.message().to_owned());
+                    noted.note(notice.message());
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -293,7 +306,7 @@ where
     Session {
         client,
         driver,
-        warning,
+        warnings,
         cancel,
     }
 }

@@ -29,19 +29,10 @@ mod options;
 mod planning;
 mod sealing;
 
-pub use halt::Halt;
 use halt::stopped;
+pub use halt::{Drained, Halt};
 pub use options::Options;
 use sealing::{Prepared, Sealing};
-
-/// What a drain did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Drained {
-    /// Batches delivered.
-    pub batches: u64,
-    /// Events delivered.
-    pub rows: u64,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -107,7 +98,8 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             let began = self.clock.now();
             let ended = match self.tenure(Mode::Run, stop, &mut has_started).await {
                 Ok(()) => return Ok(()),
-                Err(Halt::Source(SourceError::Refused(reason))) => {
+                // Later it may be a failover under way.
+                Err(Halt::Source(SourceError::Refused(reason))) if !has_started => {
                     return Err(Halt::Source(SourceError::Refused(reason)));
                 }
                 Err(ended @ (Halt::Source(_) | Halt::Stuck(_))) => ended,
@@ -357,6 +349,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         // through, the destination may have forgotten the token.
         let mut was_unknown = is_unknown;
         let mut failures = 0;
+        let mut attempt = 0;
         loop {
             self.moved();
             if self.held_back(tenure).await {
@@ -377,10 +370,11 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 // Whoever lost the lock must not send: the new holder may be looking into the sink.
                 tenure.session.beat().await?;
                 step!("before-send");
+                attempt += 1;
                 *attempts += 1;
                 self.pulse.inserting();
                 self.blocks.fetch_add(1, Ordering::Relaxed);
-                let delivery = self.sink.deliver(&tenure.plan, insert, *attempts).await;
+                let delivery = self.sink.deliver(&tenure.plan, insert, attempt).await;
                 step!("block-answered");
                 match delivery {
                     Delivery::Delivered(server) => return Ok(Some(server)),
@@ -399,7 +393,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             failures += 1;
             self.pulse.retrying();
             tracing::warn!(
-                batch = insert.batch.number, block = insert.ordinal, attempt = *attempts,
+                batch = insert.batch.number, block = insert.ordinal, attempt,
                 is_unknown, code = trouble.code, reason = %trouble.reason, "not delivered yet"
             );
             if self
@@ -457,7 +451,13 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     async fn tend(&self, session: &S::Session) -> Result<(), Halt> {
         loop {
             self.clock.sleep(self.options.tend_every).await;
-            session.tend().await?;
+            match session.tend().await {
+                // Events go on being delivered beside a ring that somebody has to mend.
+                Err(SourceError::Broken(reason)) => {
+                    tracing::error!(reason, "the ring stands still")
+                }
+                tended => tended?,
+            }
         }
     }
 

@@ -92,7 +92,13 @@ impl From<tokio_postgres::Error> for SchemaError {
                     .to_owned(),
             };
         }
-        if *answer.code() == SqlState::RAISE_EXCEPTION {
+        let invalid = [
+            SqlState::RAISE_EXCEPTION,
+            SqlState::CHECK_VIOLATION,
+            SqlState::INVALID_DATETIME_FORMAT,
+            SqlState::INVALID_PARAMETER_VALUE,
+        ];
+        if invalid.contains(answer.code()) {
             return Self::Invalid(answer.message().to_owned());
         }
         Self::Statement(error)

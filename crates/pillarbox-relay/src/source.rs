@@ -57,7 +57,8 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
     -> impl Future<Output = Result<Probe, SourceError>> + Send;
 
     /// Reads the span in the order of `(tx, id)` and gives each row to `into` until it has no room
-    /// or `rows_max` rows were read.
+    /// or `rows_max` rows were read. Fails with [`SourceError::Changed`] when the outbox no longer has
+    /// the columns that `outbox_columns` last told.
     fn read<R: Rows>(
         &self,
         span: &Span,
@@ -171,6 +172,9 @@ pub enum SourceError {
     /// Another relay sealed under this number: the session is void.
     #[error("batch {0} was sealed by another relay")]
     Fenced(i64),
+    /// The outbox has other columns than the plan was made for: plan again.
+    #[error("the columns of the outbox changed")]
+    Changed,
     /// What is stored contradicts the ledger.
     #[error("{0}")]
     Broken(String),

@@ -96,7 +96,7 @@ fn a_value_out_of_its_bounds_is_named_with_its_limits() {
         ),
         (
             "[relay]\ntakeover_after = '1s'",
-            "relay.takeover_after is 1s; give it 3s to 600s",
+            "relay.takeover_after is 1s; give it 13s to 600s",
         ),
         (
             "[relay]\nprobe_min = '1s'",

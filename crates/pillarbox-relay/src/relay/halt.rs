@@ -1,8 +1,8 @@
-//! Why the spine ends.
+//! How the spine ends.
 
 use std::time::Duration;
 
-use crate::sink::Trouble;
+use crate::sink::{Reaction, Trouble};
 use crate::source::SourceError;
 
 /// Why a relay ended, or a tenure of it.
@@ -14,8 +14,8 @@ pub enum Halt {
     /// Somebody has to mend something first.
     #[error("the sink stands still: {0}")]
     Stopped(String, #[source] Option<Trouble>),
-    /// The sink's columns may have changed: plan again.
-    #[error("the sink's table may have changed: {0}")]
+    /// Columns of the sink or the outbox may have changed: plan again.
+    #[error("columns have changed: {0}")]
     Replan(Trouble),
     /// The destination took nothing for longer than a drain may wait.
     #[error("the destination does not take the events: {0}")]
@@ -36,9 +36,24 @@ impl From<SourceError> for Halt {
         match error {
             SourceError::Broken(reason) => Self::Stopped(reason, None),
             SourceError::Row(error) => Self::Stopped(error.to_string(), None),
+            SourceError::Changed => Self::Replan(Trouble {
+                code: None,
+                reason: error.to_string(),
+                reaction: Reaction::Replan,
+                source: None,
+            }),
             lost => Self::Source(lost),
         }
     }
+}
+
+/// What a drain did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Batches delivered.
+    pub batches: u64,
+    /// Events delivered.
+    pub rows: u64,
 }
 
 /// A stop for the reason of `trouble`.

@@ -75,13 +75,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             return self.rebuild(tenure, unfinished).await.map(Some);
         }
         loop {
-            // The rest of a cut window does not wait: there is a backlog.
-            let now = match sealing.position.is_cut() && !tenure.switches.borrow().paused {
-                true if tenure.stop.is_cancelled() => None,
-                true => Some(sealing.position.to.clone()),
-                false => self.await_window(tenure, sealing).await?,
-            };
-            let Some(now) = now else {
+            let Some(now) = self.await_window(tenure, sealing).await? else {
                 return Ok(None);
             };
             self.moved();
@@ -104,7 +98,14 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             self.moved();
             let paused = tenure.switches.borrow().paused;
             let is_drain = tenure.mode == Mode::Drain;
-            if tenure.stop.is_cancelled() || (is_drain && (paused || sealing.has_drained)) {
+            if tenure.stop.is_cancelled() || (is_drain && paused) {
+                return Ok(None);
+            }
+            // The rest of a cut window does not wait: there is a backlog.
+            if sealing.position.is_cut() && !paused {
+                return Ok(Some(sealing.position.to.clone()));
+            }
+            if is_drain && sealing.has_drained {
                 return Ok(None);
             }
             if !paused {

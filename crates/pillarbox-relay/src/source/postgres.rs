@@ -27,6 +27,8 @@ mod ring;
 /// How long a statement on the ledger may take; longer means that the session is as good as lost.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
+const COLUMNS: &str = include_str!("postgres/sql/outbox_columns.sql");
+
 /// How often a stand-by asks for the lock.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -138,21 +140,26 @@ impl Source for PostgresSource {
         }
         if !registration.get::<_, bool>(3) {
             return Err(SourceError::Refused(format!(
-                "the database was restored into another cluster since the sink {} was registered: \
-                 its transaction ids start over, so the ledger says nothing about them",
+                "the database was restored or copied since the sink {} was registered: its ledger \
+                 speaks of another one, so this relay would lose or double events; deliver from the \
+                 original, or retire the sink here and register a new one",
                 self.sink
             )));
         }
         if !self.lock(&control, sink, standby).await? {
             return Ok(None);
         }
+        let backend = query_one(&control, "select pg_catalog.pg_backend_pid()", &[]).await?;
+        let backend = backend.get(0);
         let (reader, ring) = tokio::try_join!(self.open(), self.open())?;
         step!("took-over");
         Ok(Some(PostgresSession {
+            source: self.clone(),
             sink,
-            relay: self.relay.clone(),
+            backend,
             control: Mutex::new(control),
-            reader: Mutex::new(reader),
+            reader: Mutex::new(Some(reader)),
+            columns: Mutex::default(),
             ring: Mutex::new(ring::Ring::new(ring)),
         }))
     }
@@ -161,10 +168,14 @@ impl Source for PostgresSource {
 /// A tenure: the three sessions of an active relay.
 #[derive(Debug)]
 pub struct PostgresSession {
+    source: PostgresSource,
     sink: i32,
-    relay: String,
+    /// The server process behind `control`; a pooler would change it, and the lock with it.
+    backend: i32,
     control: Mutex<Session>,
-    reader: Mutex<Session>,
+    reader: Mutex<Option<Session>>,
+    /// The columns of the outbox that were told last, for which plans were made.
+    columns: Mutex<Option<Vec<OutboxColumn>>>,
     ring: Mutex<ring::Ring>,
 }
 
@@ -196,16 +207,11 @@ impl Tenure for PostgresSession {
     }
 
     async fn outbox_columns(&self) -> Result<Vec<OutboxColumn>, SourceError> {
-        const COLUMNS: &str = include_str!("postgres/sql/outbox_columns.sql");
         let control = self.control.lock().await;
         let rows = in_time(control.client().query(COLUMNS, &[])).await?;
-        let column = |row: &SqlRow| OutboxColumn {
-            name: row.get(0),
-            type_oid: row.get(1),
-            type_name: row.get(2),
-            not_null: row.get(3),
-        };
-        Ok(rows.iter().map(column).collect())
+        let columns: Vec<OutboxColumn> = rows.iter().map(column).collect();
+        *self.columns.lock().await = Some(columns.clone());
+        Ok(columns)
     }
 
     async fn probe(&self, position: &Position) -> Result<Probe, SourceError> {
@@ -227,25 +233,40 @@ impl Tenure for PostgresSession {
         rows_max: u64,
         into: &mut R,
     ) -> Result<(), SourceError> {
-        let mut reader = self.reader.lock().await;
-        read::span(&mut reader, span, columns, rows_max, into).await?;
+        let mut place = self.reader.lock().await;
+        // Out of its place while it reads: what is cut short closes the connection, and with it the
+        // snapshot that its COPY would hold.
+        let mut reader = match place.take() {
+            Some(reader) => reader,
+            None => self.source.open().await?,
+        };
+        let planned = self.columns.lock().await.clone();
+        read::span(
+            &mut reader,
+            span,
+            planned.as_deref(),
+            columns,
+            rows_max,
+            into,
+        )
+        .await?;
+        *place = Some(reader);
         step!("read");
         Ok(())
     }
 
     async fn seal(&self, batch: &mut Batch) -> Result<(), SourceError> {
         let mut control = self.control.lock().await;
-        control.take_warning();
+        let warnings = control.warnings().clone();
         let sealing = async {
             let transaction = begin(&mut control).await?;
             let sealed_at =
-                ledger::insert_batch(&transaction, self.sink, &self.relay, batch).await?;
+                ledger::insert_batch(&transaction, self.sink, &self.source.relay, batch).await?;
             step!("seal-inserted");
-            transaction.commit().await.map_err(lost)?;
+            ledger::commit_durably(transaction, &warnings).await?;
             Ok(sealed_at)
         };
         batch.sealed_at = timed(sealing).await?;
-        ledger::committed_durably(&control)?;
         step!("sealed");
         Ok(())
     }
@@ -271,6 +292,13 @@ impl Tenure for PostgresSession {
         const BEAT: &str = include_str!("postgres/sql/beat.sql");
         let control = self.control.lock().await;
         let row = query_one(&control, BEAT, &[&self.sink]).await?;
+        if row.get::<_, i32>(2) != self.backend {
+            return Err(SourceError::Refused(
+                "the relay's connection to postgresql goes through a pooler that gives it to \
+                 others between statements; give the relay a direct connection"
+                    .to_owned(),
+            ));
+        }
         Ok(Switches {
             paused: row.get(0),
             retired: row.get(1),
@@ -301,6 +329,15 @@ impl Tenure for PostgresSession {
         let control = self.control.lock().await;
         in_time(control.client().execute(RENEW, &[&self.sink, &origin])).await?;
         Ok(origin.cast_unsigned())
+    }
+}
+
+fn column(row: &SqlRow) -> OutboxColumn {
+    OutboxColumn {
+        name: row.get(0),
+        type_oid: row.get(1),
+        type_name: row.get(2),
+        not_null: row.get(3),
     }
 }
 

@@ -7,6 +7,7 @@ mod conformance_clickhouse;
 mod conformance_fakes;
 mod conformance_postgres;
 mod documents;
+mod hidden;
 mod killed;
 mod ledger;
 mod main_job;

@@ -69,7 +69,11 @@ create table pillarbox.event (
                 || ' characters; give it 1 to 255'
             )
         ),
-    event_date_time timestamptz not null default pg_catalog.clock_timestamp(),
+    event_date_time timestamptz not null default pg_catalog.clock_timestamp()
+        constraint event_date_time_is_finite check (
+            pg_catalog.isfinite(event_date_time)
+            or pillarbox.refuse('event_date_time is infinite; give it a time')
+        ),
     environment text not null default pillarbox.environment_default(),
     event_context json not null
         constraint event_context_within_limit check (

@@ -10,7 +10,9 @@ create table pillarbox.sink (
     -- database share a number.
     origin integer not null
         constraint origin_has_23_bits check (origin between 1 and 8388607),
+    -- Where it was registered: a copy of the database must not deliver beside its original.
     system_identifier bigint not null,
+    database oid not null,
     paused boolean not null default false,
     stopped_at timestamptz,
     stopped_reason text,
@@ -73,7 +75,9 @@ create table pillarbox.settings (
     leaf_bytes_max bigint not null default 268435456
         constraint leaf_bytes_max_is_positive check (leaf_bytes_max > 0),
     leaf_age_max interval not null default '10 minutes'
-        constraint leaf_age_max_is_positive check (leaf_age_max > interval '0')
+        constraint leaf_age_max_is_positive check (leaf_age_max > interval '0'),
+    -- What is retained is counted from the ledger.
+    constraint ledger_retention_is_not_below_retention check (ledger_retention >= retention)
 );
 insert into pillarbox.settings default values;
 

@@ -17,10 +17,11 @@ begin
         -- After the lock: what a truncation has removed until here lies before this snapshot.
         start := pg_catalog.pg_current_snapshot();
     end if;
-    insert into pillarbox.sink (name, fingerprint, origin, system_identifier)
+    insert into pillarbox.sink (name, fingerprint, origin, system_identifier, database)
     values (
         register_sink.name, register_sink.fingerprint, register_sink.origin,
-        (select c.system_identifier from pg_catalog.pg_control_system() c)
+        (select c.system_identifier from pg_catalog.pg_control_system() c),
+        (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
     )
     returning sink into registered;
     insert into pillarbox.batch (

@@ -5,8 +5,8 @@
 //! hangs on exactly that, so the request is made here, on `hyper`. Dropping a future closes the
 //! connection.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,7 +40,18 @@ pub(super) struct Client {
     compression: Compression,
     insert_timeout: Duration,
     query_timeout: Duration,
+    /// Settings of every statement but inserts, as far as the server is known to know them.
+    pins: RwLock<Vec<Parameter>>,
 }
+
+/// Name and value of a parameter that does not change.
+type Parameter = (&'static str, &'static str);
+
+/// The whole result before the first byte: a failure has its own status then.
+const QUERY_PARAMETERS: [Parameter; 2] = [
+    ("wait_end_of_query", "1"),
+    ("output_format_json_quote_64bit_integers", "1"),
+];
 
 /// One replica.
 #[derive(Clone, Debug)]
@@ -98,6 +109,7 @@ impl Client {
             compression: config.compression,
             insert_timeout: config.insert_timeout,
             query_timeout: config.query_timeout,
+            pins: RwLock::default(),
         })
     }
 
@@ -135,14 +147,19 @@ impl Client {
     /// Runs a statement on the first replica that answers.
     pub(super) async fn query(&self, statement: &str) -> Result<Success, Fault> {
         let pieces = [Bytes::copy_from_slice(statement.as_bytes())];
-        self.in_turn(&self.statement(&pieces)).await
+        let parameters = self.query_parameters();
+        self.in_turn(&self.statement(&parameters, &pieces)).await
     }
 
     /// Runs a statement on the `index`-th replica.
     pub(super) async fn query_at(&self, index: usize, statement: &str) -> Result<Success, Fault> {
         let pieces = [Bytes::copy_from_slice(statement.as_bytes())];
-        self.on(&self.endpoints[index], &self.statement(&pieces))
-            .await
+        let parameters = self.query_parameters();
+        self.on(
+            &self.endpoints[index],
+            &self.statement(&parameters, &pieces),
+        )
+        .await
     }
 
     /// Runs a statement and reads its result row by row.
@@ -166,13 +183,23 @@ impl Client {
         rows_of(&self.query_at(index, &statement).await?.body)
     }
 
-    fn statement<'a>(&self, pieces: &'a [Bytes]) -> Exchange<'a> {
+    /// Settings of every statement but inserts from now on.
+    pub(super) fn pin(&self, settings: impl Iterator<Item = Parameter>) {
+        *self.pins.write().unwrap_or_else(PoisonError::into_inner) = settings.collect();
+    }
+
+    fn query_parameters(&self) -> Vec<Parameter> {
+        let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
+        QUERY_PARAMETERS
+            .iter()
+            .chain(pins.iter())
+            .copied()
+            .collect()
+    }
+
+    fn statement<'a>(&self, parameters: &'a [Parameter], pieces: &'a [Bytes]) -> Exchange<'a> {
         Exchange {
-            // The whole result before the first byte: a failure has its own status then.
-            query: &[
-                ("wait_end_of_query", "1"),
-                ("output_format_json_quote_64bit_integers", "1"),
-            ],
+            query: parameters,
             pieces,
             compression: Compression::None,
             timeout: self.query_timeout,

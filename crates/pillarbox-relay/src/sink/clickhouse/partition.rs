@@ -18,7 +18,7 @@ const EPOCH_WEEKDAY: i64 = 3;
 /// How the server turns a time into a date.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Calendar {
-    /// Zone of columns that name none.
+    /// Zone of the column, or the server's.
     pub(super) zone: TimeZone,
     /// Old servers (18.16 does) know no day before 1970-01-01, not even as a local date.
     pub(super) starts_1970: bool,
@@ -55,14 +55,15 @@ pub(super) enum Function {
 pub(super) struct Key(i64);
 
 impl Rule {
-    /// Reads `system.tables.partition_key`. `find` gives index and type of a column that the relay
+    /// Reads `system.tables.partition_key`. `server_zone` is for columns that name none; `find` gives index and type of a column that the relay
     /// fills.
     ///
     /// # Errors
     /// What is not supported, as the end of a sentence.
     pub(super) fn parse(
         expression: &str,
-        calendar: &Calendar,
+        server_zone: Option<TimeZone>,
+        starts_1970: bool,
         find: impl Fn(&str) -> Option<(usize, ColumnType)>,
     ) -> Result<Self, String> {
         let text = expression.trim();
@@ -96,15 +97,19 @@ impl Rule {
             _ => return Err(refused()),
         };
         let zone = match named_zone {
+            // A Date has no zone.
+            _ if ticks.is_none() => TimeZone::UTC,
             Some(zone) => TimeZone::get(zone).map_err(|_| refused())?,
-            None => of.zone.unwrap_or_else(|| calendar.zone.clone()),
+            None => of.zone.or(server_zone).ok_or_else(|| {
+                format!("the partition expression {text} depends on the server's time zone, which the relay does not know")
+            })?,
         };
         Ok(Self::Of {
             function,
             column,
             ticks,
             wraps: matches!(of.kind, Kind::DateTime64 { .. }),
-            calendar: Calendar { zone, ..*calendar },
+            calendar: Calendar { zone, starts_1970 },
         })
     }
 
@@ -231,11 +236,7 @@ mod tests {
 
     fn rule(expression: &str, of: &str) -> Result<Rule, String> {
         let of = ColumnType::parse(of);
-        let calendar = Calendar {
-            zone: TimeZone::UTC,
-            starts_1970: false,
-        };
-        Rule::parse(expression, &calendar, |name| {
+        Rule::parse(expression, Some(TimeZone::UTC), false, |name| {
             (name == "event_date_time")
                 .then(|| of.clone())
                 .flatten()
@@ -281,6 +282,19 @@ mod tests {
             assert!(monday <= day && day - monday < 7);
             assert!(monday == 0 || civil_of(monday).weekday() == Weekday::Monday);
         }
+    }
+
+    #[test]
+    fn an_unknown_zone_is_refused_where_it_matters() {
+        let rule = |of: &str| {
+            let of = ColumnType::parse(of).unwrap();
+            Rule::parse("toYYYYMM(event_date_time)", None, false, |_| {
+                Some((0, of.clone()))
+            })
+        };
+        assert!(rule("DateTime").unwrap_err().contains("time zone"));
+        assert!(rule("DateTime('UTC')").is_ok());
+        assert!(rule("Date").is_ok());
     }
 
     #[test]

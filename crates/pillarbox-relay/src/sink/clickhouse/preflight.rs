@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::client::Client;
 use super::config::ClickHouseConfig;
 use super::mapping::Mapping;
-use super::partition::{Calendar, Rule};
+use super::partition::Rule;
 use super::plan::{ClickHousePlan, Details, Layout, Window};
 use super::report::SinkReport;
 use super::table::{Server, Table, ViewTarget};
@@ -197,12 +197,7 @@ async fn check_rights(client: &Client, table: &Table) -> Result<(), Trouble> {
 }
 
 fn partition_rule(server: &Server, table: &Table, mapping: &Mapping) -> Result<Rule, Trouble> {
-    // A server zone that jiff does not know matters only to columns that name none.
-    let zone = TimeZone::get(&server.zone).unwrap_or(TimeZone::UTC);
-    let calendar = Calendar {
-        zone,
-        starts_1970: server.starts_1970,
-    };
+    let zone = TimeZone::get(&server.zone).ok();
     let find = |name: &str| {
         let at = mapping
             .columns
@@ -210,7 +205,7 @@ fn partition_rule(server: &Server, table: &Table, mapping: &Mapping) -> Result<R
             .position(|column| column.name == name)?;
         Some((at, mapping.columns[at].of.clone()))
     };
-    Rule::parse(&table.partition_key, &calendar, find).map_err(|what| {
+    Rule::parse(&table.partition_key, zone, server.starts_1970, find).map_err(|what| {
         refuse(format!(
             "{}: {what}; supported are none, toYYYYMM, toYYYYMMDD, toDate and toMonday of a time \
              column of the event; recreate the table with one of them",

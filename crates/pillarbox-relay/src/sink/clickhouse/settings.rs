@@ -27,6 +27,26 @@ pub(super) const INSERT: [(&str, &str); 18] = [
     ("insert_allow_materialized_columns", "0"),
 ];
 
+/// What every other statement sets, where the server knows the name: a result that a limit, a cache
+/// or a sample of the user's profile cut short would be a wrong look.
+pub(super) const QUERY: [(&str, &str); 15] = [
+    ("read_overflow_mode", "throw"),
+    ("read_overflow_mode_leaf", "throw"),
+    ("timeout_overflow_mode", "throw"),
+    ("timeout_overflow_mode_leaf", "throw"),
+    ("result_overflow_mode", "throw"),
+    ("group_by_overflow_mode", "throw"),
+    ("set_overflow_mode", "throw"),
+    ("sort_overflow_mode", "throw"),
+    ("use_query_cache", "0"),
+    ("session_timezone", ""),
+    ("limit", "0"),
+    ("offset", "0"),
+    ("apply_deleted_mask", "1"),
+    ("optimize_trivial_approximate_count_query", "0"),
+    ("empty_result_for_aggregation_by_empty_set", "0"),
+];
+
 /// Parameters of HTTP that are no settings: the answer comes when everything is done.
 pub(super) const HTTP: [(&str, &str); 1] = [("wait_end_of_query", "1")];
 

@@ -87,12 +87,15 @@ impl Server {
             zone,
             first_year,
         } = about.into_iter().next().unwrap_or_default();
-        let wanted = settings::INSERT.iter().map(|(name, _)| *name).chain([
+        let pinned = settings::INSERT.iter().chain(&settings::QUERY);
+        let wanted = pinned.map(|(name, _)| *name).chain([
             settings::TOKEN,
             settings::LOG_COMMENT,
             settings::READONLY,
         ]);
         let settings = named_values(client, "system.settings", wanted).await?;
+        let pins = settings::QUERY.into_iter();
+        client.pin(pins.filter(|(name, _)| settings.contains_key(*name)));
         let merge_tree =
             named_values(client, "system.merge_tree_settings", WINDOW_SETTINGS).await?;
         Ok(Self {

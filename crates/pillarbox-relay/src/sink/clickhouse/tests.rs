@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::column::{ColumnType, Given};
 use super::digest;
 use super::native::{BLOCKS_MAX, NativeEncoder};
-use super::partition::{Calendar, Rule};
+use super::partition::Rule;
 use super::plan::{Layout, Planned};
 use crate::batch::{EncodedBlock, Row};
 use crate::sink::{Encoder, Pushed, RowError};
@@ -30,11 +30,7 @@ fn layout(columns: &[(&str, Given, &str)], partition: &str) -> Arc<Layout> {
         let at = columns.iter().position(|column| column.name == name)?;
         Some((at, columns[at].of.clone()))
     };
-    let calendar = Calendar {
-        zone: TimeZone::UTC,
-        starts_1970: false,
-    };
-    let rule = Rule::parse(partition, &calendar, find).unwrap();
+    let rule = Rule::parse(partition, Some(TimeZone::UTC), false, find).unwrap();
     let digest = (0..columns.len()).collect();
     Arc::new(Layout {
         columns,

@@ -8,7 +8,7 @@ use tokio_postgres::{Row as SqlRow, Transaction};
 
 use super::{SourceError, begin, lost, micros, timed};
 use crate::batch::{Batch, Block, Kind};
-use crate::postgres::Session;
+use crate::postgres::{Session, Warnings};
 use crate::snapshot::{Cut, Snapshot, Span};
 use crate::source::Unfinished;
 
@@ -18,20 +18,24 @@ use crate::source::Unfinished;
 /// finds it must not send it before the standby has it.
 pub(super) async fn make_durable(control: &mut Session) -> Result<(), SourceError> {
     const RECORD: &str = "select pg_catalog.pg_logical_emit_message(true, 'pillarbox', ''::text)";
-    control.take_warning();
+    let warnings = control.warnings().clone();
     timed(async {
         let transaction = begin(control).await?;
         transaction.query_one(RECORD, &[]).await.map_err(lost)?;
-        transaction.commit().await.map_err(lost)
+        commit_durably(transaction, &warnings).await
     })
-    .await?;
-    committed_durably(control)
+    .await
 }
 
 /// A COMMIT that stops waiting for a synchronous standby succeeds with a warning: the batch may not
-/// survive a failover, so it must not be sent.
-pub(super) fn committed_durably(control: &Session) -> Result<(), SourceError> {
-    match control.take_warning() {
+/// survive a failover, so it must not be sent. Warnings of earlier statements say nothing about that.
+pub(super) async fn commit_durably(
+    transaction: Transaction<'_>,
+    warnings: &Warnings,
+) -> Result<(), SourceError> {
+    warnings.take();
+    transaction.commit().await.map_err(lost)?;
+    match warnings.take() {
         None => Ok(()),
         Some(warning) => Err(SourceError::Lost(
             format!("the seal is not durable: {warning}"),

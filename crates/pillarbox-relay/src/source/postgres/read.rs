@@ -10,9 +10,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{CopyOutStream, Transaction};
 
 use super::copy::{COLUMNS_MAX, CopyError, Decoder};
-use super::{begin, lost};
+use super::{COLUMNS, begin, column, lost};
 use crate::postgres::{Canceller, Session};
-use crate::sink::Pushed;
+use crate::sink::{OutboxColumn, Pushed};
 use crate::snapshot::Span;
 use crate::source::{Rows, SourceError};
 
@@ -28,6 +28,7 @@ const CANCELLATION_SECONDS_MAX: f64 = 0.05;
 pub(super) async fn span<R: Rows>(
     reader: &mut Session,
     span: &Span,
+    planned: Option<&[OutboxColumn]>,
     columns: &[String],
     rows_max: u64,
     into: &mut R,
@@ -39,7 +40,7 @@ pub(super) async fn span<R: Rows>(
         )));
     }
     let canceller = reader.canceller().clone();
-    let transaction = begin(reader).await?;
+    let transaction = bounded(lock(reader, planned)).await?;
     let mut decoder = Decoder::new(columns.len(), span.after);
     let list = select_list(columns);
     for query in [singles, range] {
@@ -53,7 +54,29 @@ pub(super) async fn span<R: Rows>(
             break;
         }
     }
-    transaction.rollback().await.map_err(lost)
+    bounded(async { transaction.rollback().await.map_err(lost) }).await
+}
+
+/// Begins with the lock on the outbox and its leaves. A COPY takes its snapshot before it takes the
+/// lock: behind an ALTER that rewrites the table it would see no rows, and say nothing.
+async fn lock<'a>(
+    reader: &'a mut Session,
+    planned: Option<&[OutboxColumn]>,
+) -> Result<Transaction<'a>, SourceError> {
+    const LOCK: &str = "lock table pillarbox.event in access share mode";
+    let transaction = begin(reader).await?;
+    transaction.batch_execute(LOCK).await.map_err(lost)?;
+    let rows = transaction.query(COLUMNS, &[]).await.map_err(lost)?;
+    if planned.is_some_and(|planned| !rows.iter().map(column).eq(planned.iter().cloned())) {
+        return Err(SourceError::Changed);
+    }
+    Ok(transaction)
+}
+
+async fn bounded<T>(step: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+    tokio::time::timeout(SILENCE_MAX, step)
+        .await
+        .map_err(|_| silent())?
 }
 
 /// Runs one COPY until its end or until there is no room.
@@ -85,7 +108,7 @@ async fn copy<R: Rows>(
     let is_last = decoder.taken() >= last;
     // Never pause a COPY: it would hold its snapshot. Cancel it and read what is on the way.
     if !is_last {
-        canceller.cancel().await.map_err(lost)?;
+        bounded(async { canceller.cancel().await.map_err(lost) }).await?;
     }
     while let Some(chunk) = next(&mut stream).await? {
         if let Err(error) = chunk {
@@ -97,10 +120,13 @@ async fn copy<R: Rows>(
     }
     // It ended by itself: the cancellation is still on its way and would hit the next statement.
     let wait = format!("select pg_catalog.pg_sleep({CANCELLATION_SECONDS_MAX})");
-    match transaction.batch_execute(&wait).await {
-        Ok(()) => Ok(Pushed::NoRoom),
-        Err(error) => cancelled(error),
-    }
+    bounded(async {
+        match transaction.batch_execute(&wait).await {
+            Ok(()) => Ok(Pushed::NoRoom),
+            Err(error) => cancelled(error),
+        }
+    })
+    .await
 }
 
 async fn next(

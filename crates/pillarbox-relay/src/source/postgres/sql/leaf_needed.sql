@@ -8,13 +8,21 @@ select
         left join unnest($1::integer[], $2::bigint[]) as known (sink, number)
             on known.sink = s.sink
         cross join pillarbox.settings settings
-        cross join lateral pillarbox.safe_position(
+        left join lateral pillarbox.safe_position(
             s.sink, pg_catalog.clock_timestamp() - settings.retention, coalesce(known.number, 0)
-        ) p
-        cross join lateral pillarbox.undone(
-            p.from_snapshot, p.to_snapshot, p.until_tx, p.until_id
-        ) u
-        where s.retired_at is null and u.slot = {slot}
+        ) p on true
+        where s.retired_at is null
+            and (
+                -- The ledger does not reach back to a batch that was safe by then.
+                p.number is null
+                or exists (
+                    select
+                    from pillarbox.undone(
+                        p.from_snapshot, p.to_snapshot, p.until_tx, p.until_id
+                    ) u
+                    where u.slot = {slot}
+                )
+            )
     )
     or exists (
         select
