@@ -26,6 +26,7 @@ async fn away_for_a_while(flavour: Flavour, outage: Outage) -> Result<()> {
     let traffic = Traffic::start(&scene.postgres, 3, false).await?;
     let variables = [("INSERT_TIMEOUT_MS", "1000")];
     let relay = scene.running_with(&variables)?;
+    relay.says("the sink is ready").await?;
     traffic.more(100).await?;
     match outage {
         Outage::Stopped => scene.clickhouse.stop().await?,
@@ -122,9 +123,13 @@ async fn no_takeover_while_away(flavour: Flavour) -> Result<()> {
     ensure!(scene.in_flight().await? > 0);
     scene.clickhouse.resume()?;
     let oracle = traffic.finish(&scene.postgres).await?;
-    scene.holds(&oracle, active).await?;
     let log = standby.log();
-    ensure!(!log.contains("taking over"), "{log}");
+    ensure!(
+        !log.contains("taking over") && !log.contains("the sink is ready"),
+        "{log}"
+    );
+    standby.stop().await?;
+    scene.holds(&oracle, active).await?;
     Ok(())
 }
 

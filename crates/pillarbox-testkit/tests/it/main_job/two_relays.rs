@@ -51,6 +51,7 @@ async fn the_other_goes_on_when_one_is_killed(flavour: Flavour) -> Result<()> {
     }
     traffic.more(30).await?;
     let oracle = traffic.finish(&scene.postgres).await?;
+    standby.stop().await.context("the stand-by")?;
     scene.holds(&oracle, active).await?;
     Ok(())
 }
