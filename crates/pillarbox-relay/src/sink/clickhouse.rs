@@ -190,7 +190,7 @@ impl Sink for ClickHouse {
                 if verdict::blames_view(&fault) {
                     self.doubts.note_view_failure(&token);
                 }
-                let delivery = verdict::judge(&fault, attempt);
+                let delivery = verdict::judge(&fault, attempt, plan.0.has_token);
                 if matches!(delivery, Delivery::Unknown(_)) {
                     self.doubts.note(&token);
                 }

@@ -24,6 +24,8 @@ use super::answer::{Answer, Cause, Fault, Strange};
 use super::code;
 use super::config::{ClickHouseConfig, Compression, without_secrets};
 use super::payload::{Meter, Payload, Sent};
+use super::settings;
+use super::verdict::may_have_written;
 
 /// A result larger than this is a mistake of ours.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -122,7 +124,8 @@ impl Client {
         &self.endpoints[index].name
     }
 
-    /// Sends `body` as the data of `statement`.
+    /// Sends `body` as the data of `statement`. Without a token, a replica that may have written it
+    /// does not hand it over to the next.
     pub(super) async fn insert(
         &self,
         statement: &str,
@@ -130,6 +133,7 @@ impl Client {
         body: &[Bytes],
     ) -> Result<Success, Fault> {
         let mut query = parameters.to_vec();
+        let has_token = query.iter().any(|(name, _)| *name == settings::TOKEN);
         query.push(("query", statement));
         if self.compression == Compression::Lz4 {
             query.push(("decompress", "1"));
@@ -140,6 +144,7 @@ impl Client {
             compression: self.compression,
             timeout: self.insert_timeout,
             is_insert: true,
+            may_repeat: has_token,
         };
         self.in_turn(&exchange).await
     }
@@ -204,6 +209,7 @@ impl Client {
             compression: Compression::None,
             timeout: self.query_timeout,
             is_insert: false,
+            may_repeat: true,
         }
     }
 
@@ -216,7 +222,13 @@ impl Client {
             let index = (first + turn) % count;
             result = self.on(&self.endpoints[index], exchange).await;
             match &result {
-                Err(fault) if next_may_help(fault) => {}
+                Err(fault) if next_may_help(fault) => {
+                    if !exchange.may_repeat && is_in_doubt(fault) {
+                        // After a look, another one gets it.
+                        self.preferred.store((index + 1) % count, Ordering::Relaxed);
+                        break;
+                    }
+                }
                 _ => {
                     self.preferred.store(index, Ordering::Relaxed);
                     break;
@@ -307,6 +319,8 @@ struct Exchange<'a> {
     compression: Compression,
     timeout: Duration,
     is_insert: bool,
+    /// Whether it does no harm when two replicas take it.
+    may_repeat: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -372,6 +386,10 @@ fn next_may_help(fault: &Fault) -> bool {
         }
         _ => false,
     }
+}
+
+fn is_in_doubt(fault: &Fault) -> bool {
+    matches!(fault, Fault::Answered(answer) if may_have_written(answer))
 }
 
 fn rows_of<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<Vec<T>, Fault> {

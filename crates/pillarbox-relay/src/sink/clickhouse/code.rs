@@ -28,6 +28,14 @@ pub(super) const REFUSED_BEFORE_EXECUTION: [u32; 8] = [
     745, // SERVER_OVERLOADED
 ];
 
+/// Of those, the ones that a server may also raise when it commits.
+pub(super) const RAISED_LATE: [u32; 4] = [
+    TABLE_IS_READ_ONLY,
+    341, // UNFINISHED
+    439, // CANNOT_SCHEDULE_TASK
+    517, // CANNOT_ASSIGN_ALTER
+];
+
 /// The block is larger than the server takes: halves may pass.
 pub(super) const TOO_LARGE: [u32; 2] = [
     307, // TOO_MANY_BYTES

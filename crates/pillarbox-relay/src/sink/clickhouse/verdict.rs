@@ -19,13 +19,19 @@ enum Meaning {
     InDoubt(Reaction),
 }
 
-/// What became of the `attempt`-th insert of a block.
-pub(super) fn judge(fault: &Fault, attempt: u32) -> Delivery {
+/// What became of the `attempt`-th insert of a block, which carried a token or not.
+///
+/// A token makes a refusal that was none harmless. Without one, an error that came after the whole
+/// body is no proof that nothing was written, unless its code is raised before anything is.
+pub(super) fn judge(fault: &Fault, attempt: u32, has_token: bool) -> Delivery {
     let meaning = match fault {
         Fault::Unreachable(_) => Meaning::Refused(Reaction::Backoff),
         Fault::Untrusted(_) => Meaning::Refused(Reaction::Stop),
         Fault::Foreign(_) | Fault::Lost(_) | Fault::Overdue(_) => {
             Meaning::InDoubt(Reaction::Backoff)
+        }
+        Fault::Answered(answer) if !has_token && may_have_written(answer) => {
+            in_doubt(of_answer(answer, attempt))
         }
         Fault::Answered(answer) => of_answer(answer, attempt),
     };
@@ -38,7 +44,7 @@ pub(super) fn judge(fault: &Fault, attempt: u32) -> Delivery {
 
 /// What to do about a statement other than an insert that failed.
 pub(super) fn trouble(fault: &Fault) -> Trouble {
-    match judge(fault, 1) {
+    match judge(fault, 1, true) {
         Delivery::Retry(trouble) | Delivery::Unknown(trouble) => trouble,
         // A query has no rows to blame: it is the statement or the table that is wrong.
         Delivery::Rejected(trouble) => Trouble {
@@ -62,6 +68,24 @@ pub(super) fn refuse(reason: String) -> Trouble {
 /// Whether the answer is about a materialized view: the source may hold the rows already.
 pub(super) fn blames_view(fault: &Fault) -> bool {
     matches!(fault, Fault::Answered(answer) if answer.says("while pushing to view"))
+}
+
+/// Whether the error may have been raised while or after the rows were written.
+pub(super) fn may_have_written(answer: &Answer) -> bool {
+    let is_late = |code: u32| {
+        code::CAPACITY.contains(&code)
+            || code::RAISED_LATE.contains(&code)
+            || code == code::MEMORY_LIMIT_EXCEEDED
+            || code == code::NO_ZOOKEEPER
+    };
+    answer.sent == Sent::All && answer.code.is_some_and(is_late)
+}
+
+fn in_doubt(meaning: Meaning) -> Meaning {
+    match meaning {
+        Meaning::Refused(reaction) | Meaning::InDoubt(reaction) => Meaning::InDoubt(reaction),
+        Meaning::BadRows => Meaning::InDoubt(Reaction::Backoff),
+    }
 }
 
 fn of_answer(answer: &Answer, attempt: u32) -> Meaning {

@@ -23,7 +23,7 @@ fn of_status(status: u16, sent: Sent) -> Fault {
 
 /// The result by name, and the reaction.
 fn told(fault: &Fault) -> (&'static str, Reaction) {
-    match judge(fault, 1) {
+    match judge(fault, 1, true) {
         Delivery::Delivered(_) => ("delivered", Reaction::Backoff),
         Delivery::Retry(trouble) => ("retry", trouble.reaction),
         Delivery::Rejected(trouble) => ("rejected", trouble.reaction),
@@ -211,7 +211,7 @@ fn a_success_is_clickhouses_own() {
 
 #[test]
 fn damage_in_transit_stops_after_two_resends() {
-    let reactions = [1, 2, 3].map(|attempt| match judge(&of_code(40), attempt) {
+    let reactions = [1, 2, 3].map(|attempt| match judge(&of_code(40), attempt, true) {
         Delivery::Retry(trouble) => trouble.reaction,
         other => panic!("{other:?}"),
     });
@@ -222,12 +222,36 @@ fn damage_in_transit_stops_after_two_resends() {
 }
 
 #[test]
+fn without_a_token_a_late_error_is_no_proof() {
+    let told = |fault: &Fault| match judge(fault, 1, false) {
+        Delivery::Retry(_) => "retry",
+        Delivery::Rejected(_) => "rejected",
+        Delivery::Unknown(_) => "unknown",
+        Delivery::Delivered(_) => "delivered",
+    };
+    for code in [201, 225, 241, 242, 243, 341, 439, 517] {
+        assert_eq!(told(&of_code(code)), "unknown", "code {code}");
+    }
+    let total = "Code: 241. DB::Exception: Memory limit (total) exceeded: would use 9.31 GiB.";
+    assert_eq!(told(&answered(total)), "unknown");
+    // Raised before execution or while parsing, whoever reads them.
+    for code in [202, 203, 373, 745, 40, 60, 16, 115, 164, 193, 516] {
+        assert_eq!(told(&of_code(code)), "retry", "code {code}");
+    }
+    for code in [33, 53, 117] {
+        assert_eq!(told(&of_code(code)), "rejected", "code {code}");
+    }
+    let early = Answer::failure(500, Some("243"), b"", Sent::Some).unwrap();
+    assert_eq!(told(&Fault::Answered(early)), "retry");
+}
+
+#[test]
 fn values_of_a_violated_constraint_are_not_kept() {
     let fault = answered(
         "Code: 469. DB::Exception: Constraint `pos` for table default.t is violated at row 1. \
          Expression: (d > 3). Column values: d = 'secret'. (VIOLATED_CONSTRAINT)",
     );
-    let Delivery::Rejected(trouble) = judge(&fault, 1) else {
+    let Delivery::Rejected(trouble) = judge(&fault, 1, true) else {
         panic!("not rejected")
     };
     assert!(trouble.reason.contains("Constraint `pos`") && !trouble.reason.contains("secret"));
