@@ -22,6 +22,7 @@ mod partition;
 mod payload;
 mod plan;
 mod preflight;
+mod replicas;
 mod report;
 mod settings;
 mod sql;

@@ -15,7 +15,7 @@ use super::plan::{ClickHousePlan, Details, Layout, Window};
 use super::report::SinkReport;
 use super::table::{Server, Table, ViewTarget};
 use super::verdict::{refuse, trouble};
-use super::{digest, settings, sql};
+use super::{digest, replicas, settings, sql};
 use crate::sink::{Guarantee, OutboxColumn, Trouble};
 
 /// Deduplication window that the remedies propose: 10,000 blocks are hours of a busy sink.
@@ -35,6 +35,7 @@ pub(super) async fn plan(
         .ok_or_else(|| no_table(config))?;
     check_engine(&table, client.endpoints())?;
     check_async(&server, &table)?;
+    let unreached = replicas::check(client, &table).await?;
     let columns = table
         .columns(client)
         .await
@@ -48,6 +49,7 @@ pub(super) async fn plan(
     let rule = partition_rule(&server, &table, &mapping)?;
     let mut warnings = mapping.warnings.clone();
     warnings.extend(warnings_about(&table));
+    warnings.extend(unreached);
     let choice = Choice::make(&server, &table, &targets, mapping.batch, config)?;
     warnings.extend(choice.warnings);
     let report = SinkReport {
