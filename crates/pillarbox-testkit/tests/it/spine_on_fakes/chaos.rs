@@ -12,7 +12,7 @@ use pillarbox_testkit::fake::{
 use super::world::{Running, SINK, World};
 
 /// Seeds of one run; `PILLARBOX_SEED` and `PILLARBOX_SEEDS` choose others.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 60;
 
 const FAULTS: [Fault; 11] = [
     Fault::Refuse(Reaction::Backoff),

@@ -37,6 +37,13 @@ fn sinks() -> [(&'static str, FakeSinkBuilder); 3] {
     ]
 }
 
+/// A world whose relays seldom probe: thousands of runs wait for hours in virtual time.
+fn world(sink: FakeSinkBuilder, seed: u64) -> World {
+    let mut world = World::with(sink, seed);
+    world.options.probe_max = Duration::from_secs(3);
+    world
+}
+
 /// Publishes in three transactions of two months, with one rolled back.
 fn publish(world: &World) {
     let mut early = world.database.begin();
@@ -62,7 +69,7 @@ async fn inv_2_each_fault_of_the_sink_at_each_position_while_it_runs() {
         for fault in FAULTS {
             for position in 0..POSITIONS {
                 for (name, sink) in sinks() {
-                    let world = World::with(sink, position);
+                    let world = world(sink, position);
                     let context = format!("{name}: {operation:?} {position} {fault:?}");
                     // The first look decides whether the relay starts at all.
                     let is_refusal =
@@ -97,7 +104,7 @@ async fn inv_2_each_fault_of_the_sink_at_each_position_in_drains() {
         for fault in FAULTS {
             for position in 0..POSITIONS {
                 for (name, sink) in sinks() {
-                    let world = World::with(sink, position);
+                    let world = world(sink, position);
                     world.sink.fail_call(operation, position, fault);
                     world
                         .sink
@@ -118,7 +125,7 @@ async fn inv_2_the_session_is_lost_at_each_operation_at_each_position() {
         for fault in SessionFault::LOSSES {
             for position in 0..POSITIONS {
                 for (name, sink) in sinks() {
-                    let world = World::with(sink, position);
+                    let world = world(sink, position);
                     world.database.fail_call(operation, position, fault);
                     world
                         .sink
@@ -140,7 +147,7 @@ async fn inv_2_the_session_is_lost_at_each_operation_in_drains() {
     for operation in SessionOperation::ALL {
         for fault in SessionFault::LOSSES {
             for position in 0..POSITIONS {
-                let world = World::new();
+                let world = world(FakeSink::builder(), 1);
                 world.database.fail_call(operation, position, fault);
                 publish(&world);
                 world.drain_until_done().await;
@@ -155,7 +162,7 @@ async fn inv_2_the_session_is_lost_at_each_operation_in_drains() {
 async fn inv_2_killed_at_any_operation() {
     for call in 0..60 {
         for (name, sink) in sinks() {
-            let world = World::with(sink, call);
+            let world = world(sink, call);
             let kill = tokio_util::sync::CancellationToken::new();
             let now = kill.clone();
             world.at_operation(call, move || now.cancel());
@@ -179,7 +186,7 @@ async fn inv_2_killed_at_any_operation() {
 async fn inv_2_the_lock_is_lost_while_a_delivery_hangs() {
     for hanging in [Fault::Hang, Fault::HangAfter, Fault::Hold] {
         for (name, sink) in sinks() {
-            let world = World::with(sink, 7);
+            let world = world(sink, 7);
             publish(&world);
             world.sink.fail_next(Operation::Deliver, hanging);
             let relay = world.start("a");
@@ -209,7 +216,7 @@ async fn inv_2_a_block_refused_for_long_after_an_unknown_one_is_not_sent_blindly
     let sink = FakeSink::builder()
         .window_blocks(8)
         .partition_by(|_| String::new());
-    let mut world = World::with(sink, 3);
+    let mut world = world(sink, 3);
     world.options.limits.rows_max = 1;
     world.options.in_flight_max = 2;
     let current = Arc::new(AtomicI64::new(0));
@@ -243,7 +250,7 @@ async fn inv_2_a_block_refused_for_long_after_an_unknown_one_is_not_sent_blindly
 async fn inv_2_who_lost_the_lock_without_noticing_does_not_send() {
     for seed in 0..20 {
         let sink = FakeSink::builder().guarantee(Guarantee::Lookup);
-        let mut world = World::with(sink, seed);
+        let mut world = world(sink, seed);
         let usual = world.options.clone();
         // Nothing but the look before each send tells this relay that its session is gone.
         world.options.in_flight_max = 1;
@@ -273,7 +280,7 @@ async fn inv_2_who_lost_the_lock_without_noticing_does_not_send() {
 async fn at_least_once_loses_nothing() {
     for fault in FAULTS {
         let sink = FakeSink::builder().guarantee(Guarantee::AtLeastOnce);
-        let world = World::with(sink, 1);
+        let world = world(sink, 1);
         world.sink.fail_call(Operation::Deliver, 1, fault);
         publish(&world);
         let relay = world.start("a");
