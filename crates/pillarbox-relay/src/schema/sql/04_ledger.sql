@@ -39,7 +39,8 @@ create table pillarbox.batch (
     bytes bigint not null,
     -- The digest's 64 bits as a signed number.
     digest bigint not null,
-    -- [{"partition": text, "rows": number, "digest": hex}]; the ordinal of a block is its index.
+    -- [{"partition": text, "rows": number, "digest": hex, "is_numbered": boolean}]; the ordinal of a
+    -- block is its index; a numbered one carries the batch number in its rows.
     blocks jsonb not null,
     min_time timestamptz,
     max_time timestamptz,
