@@ -1,5 +1,8 @@
 //! The integration tests of the testkit, in one binary.
 
+// Clippy knows `#[test]` functions as tests, but not what they call.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod clickhouse_current;
 mod clickhouse_servers;
 mod clickhouse_sink;
