@@ -392,10 +392,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             };
             failures += 1;
             self.pulse.retrying();
-            tracing::warn!(
-                batch = insert.batch.number, block = insert.ordinal, attempt,
-                is_unknown, code = trouble.code, reason = %trouble.reason, "not delivered yet"
-            );
+            let (batch, block) = (insert.batch.number, insert.ordinal);
+            let error: &dyn std::error::Error = &trouble;
+            tracing::warn!(batch, block, attempt, is_unknown, error, "not delivered yet");
             if self
                 .bear(tenure.mode, trouble, failures, began, tenure.stop)
                 .await?

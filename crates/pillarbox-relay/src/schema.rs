@@ -92,13 +92,7 @@ impl From<tokio_postgres::Error> for SchemaError {
                     .to_owned(),
             };
         }
-        let invalid = [
-            SqlState::RAISE_EXCEPTION,
-            SqlState::CHECK_VIOLATION,
-            SqlState::INVALID_DATETIME_FORMAT,
-            SqlState::INVALID_PARAMETER_VALUE,
-        ];
-        if invalid.contains(answer.code()) {
+        if *answer.code() == SqlState::RAISE_EXCEPTION {
             return Self::Invalid(answer.message().to_owned());
         }
         Self::Statement(error)

@@ -38,7 +38,10 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 Err(trouble) => trouble,
             };
             failures += 1;
-            tracing::warn!(reason = %trouble.reason, "the sink is not ready yet");
+            tracing::warn!(
+                error = &trouble as &dyn std::error::Error,
+                "the sink is not ready yet"
+            );
             self.pulse.not_ready(&trouble.reason, self.clock.now());
             if self.bear(mode, trouble, failures, began, stop).await? {
                 return Ok(None);

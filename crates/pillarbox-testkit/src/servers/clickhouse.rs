@@ -103,7 +103,7 @@ impl ClickHouse {
             url,
             user: USER.to_owned(),
             password: PASSWORD.to_owned(),
-            http: reqwest::Client::new(),
+            http: http_client()?,
             own: Some(own),
         };
         server.wait_ready().await?;
@@ -127,7 +127,7 @@ impl ClickHouse {
         {
             bail!("{variable} is not an http url");
         }
-        let http = reqwest::Client::new();
+        let http = http_client()?;
         let url = url.as_str().trim_end_matches('/').to_owned();
         let server = Self {
             flavour,
@@ -378,3 +378,10 @@ const USERS_XML: &str = "<yandex>
   </users>
 </yandex>
 ";
+
+/// Keeps no connection: 18.16 closes idle ones after seconds, and a request may meet that.
+fn http_client() -> Result<reqwest::Client> {
+    Ok(reqwest::Client::builder()
+        .pool_max_idle_per_host(0)
+        .build()?)
+}

@@ -103,7 +103,25 @@ async fn require_standby(outbox: &Outbox, name: &str) -> Result<()> {
         let shown: String = outbox.value("show synchronous_standby_names").await?;
         Ok((shown == name).then_some(()))
     })
-    .await
+    .await?;
+    if name.is_empty() {
+        return Ok(());
+    }
+    // A COMMIT waits from when the checkpointer has seen the setting too: try until one does.
+    let committer = outbox.server.connect().await?;
+    eventually("a COMMIT that waits", DEADLINE, || async {
+        tokio::select! { biased;
+            committed = committer.batch_execute("select pg_current_xact_id()") => {
+                committed?;
+                Ok(None)
+            }
+            cancelled = cancel_wait(outbox) => cancelled.map(Some),
+        }
+    })
+    .await?;
+    // The cancelled one has ended before the next is looked for.
+    committer.batch_execute("select 1").await?;
+    Ok(())
 }
 
 /// Waits for a session that waits for a standby, and cancels its COMMIT.
