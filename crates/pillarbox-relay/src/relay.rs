@@ -31,16 +31,9 @@ mod sealing;
 
 use halt::stopped;
 pub use halt::{Drained, Halt};
+use options::Mode;
 pub use options::Options;
 use sealing::{Prepared, Sealing};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    /// Until told to stop.
-    Run,
-    /// Until nothing is left.
-    Drain,
-}
 
 /// Delivers the events of one source to one sink, each exactly once.
 #[derive(Debug)]
@@ -348,8 +341,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         // An attempt in doubt stays in doubt while later ones are refused: by the time that one gets
         // through, the destination may have forgotten the token.
         let mut was_unknown = is_unknown;
-        let mut failures = 0;
-        let mut attempt = 0;
+        let (mut failures, mut attempt) = (0, 0);
         loop {
             self.moved();
             if self.held_back(tenure).await {
@@ -392,9 +384,18 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             };
             failures += 1;
             self.pulse.retrying();
-            let (batch, block) = (insert.batch.number, insert.ordinal);
-            let error: &dyn std::error::Error = &trouble;
-            tracing::warn!(batch, block, attempt, is_unknown, error, "not delivered yet");
+            {
+                let (batch, block) = (insert.batch.number, insert.ordinal);
+                let error: &dyn std::error::Error = &trouble;
+                tracing::warn!(
+                    batch,
+                    block,
+                    attempt,
+                    is_unknown,
+                    error,
+                    "not delivered yet"
+                );
+            }
             if self
                 .bear(tenure.mode, trouble, failures, began, tenure.stop)
                 .await?
@@ -404,7 +405,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         }
     }
 
-    /// Waits as `trouble` asks for, or gives up. Returns whether to stop.
+    /// Waits as `trouble` asks for, or gives up; returns whether to stop.
     async fn bear(
         &self,
         mode: Mode,

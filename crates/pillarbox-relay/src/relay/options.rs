@@ -55,3 +55,12 @@ impl Default for Options {
         }
     }
 }
+
+/// When the spine is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Until told to stop.
+    Run,
+    /// Until nothing is left.
+    Drain,
+}

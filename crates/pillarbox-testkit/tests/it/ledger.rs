@@ -111,7 +111,7 @@ async fn require_standby(outbox: &Outbox, name: &str) -> Result<()> {
     let committer = outbox.server.connect().await?;
     eventually("a COMMIT that waits", DEADLINE, || async {
         tokio::select! { biased;
-            committed = committer.batch_execute("select pg_current_xact_id()") => {
+            committed = committer.batch_execute("select pg_logical_emit_message(true, 'test', '')") => {
                 committed?;
                 Ok(None)
             }
