@@ -24,6 +24,7 @@ use crate::pulse::Pulse;
 use crate::sink::{Delivery, Doubt, Insert, Reaction, Resolution, Sink, Trouble};
 use crate::source::{Outcome, Session, Source, SourceError, Standby, Switches};
 
+mod beside;
 mod halt;
 mod options;
 mod planning;
@@ -359,16 +360,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                     Err(trouble) => trouble,
                 }
             } else {
-                // Whoever lost the lock must not send: the new holder may be looking into the sink.
-                tenure.session.beat().await?;
-                step!("before-send");
                 attempt += 1;
                 *attempts += 1;
-                self.pulse.inserting();
-                self.blocks.fetch_add(1, Ordering::Relaxed);
-                let delivery = self.sink.deliver(&tenure.plan, insert, attempt).await;
-                step!("block-answered");
-                match delivery {
+                match self.send(tenure, insert, attempt).await? {
                     Delivery::Delivered(server) => return Ok(Some(server)),
                     Delivery::Retry(trouble) => {
                         is_unknown = was_unknown;
@@ -405,6 +399,22 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         }
     }
 
+    async fn send(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        insert: &Insert<'_>,
+        attempt: u32,
+    ) -> Result<Delivery, Halt> {
+        // Whoever lost the lock must not send: the new holder may be looking into the sink.
+        tenure.session.beat().await?;
+        step!("before-send");
+        self.pulse.inserting();
+        self.blocks.fetch_add(1, Ordering::Relaxed);
+        let delivery = self.sink.deliver(&tenure.plan, insert, attempt).await;
+        step!("block-answered");
+        Ok(delivery)
+    }
+
     /// Waits as `trouble` asks for, or gives up; returns whether to stop.
     async fn bear(
         &self,
@@ -426,39 +436,6 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         Ok(self
             .rest(backoff.wait(failures, self.clock.chance()), stop)
             .await)
-    }
-
-    /// Shows that this relay lives, and that it is not stuck.
-    async fn beat(
-        &self,
-        session: &S::Session,
-        switch: &watch::Sender<Switches>,
-    ) -> Result<(), Halt> {
-        loop {
-            self.clock.sleep(self.options.beat_every).await;
-            let switches = session.beat().await?;
-            if switches.retired {
-                return Err(Halt::Retired);
-            }
-            switch.send_replace(switches);
-            let still = self.pulse.progress_age(self.clock.now());
-            if still > self.options.stuck_after {
-                return Err(Halt::Stuck(still));
-            }
-        }
-    }
-
-    async fn tend(&self, session: &S::Session) -> Result<(), Halt> {
-        loop {
-            self.clock.sleep(self.options.tend_every).await;
-            match session.tend().await {
-                // Events go on being delivered beside a ring that somebody has to mend.
-                Err(SourceError::Broken(reason)) => {
-                    tracing::error!(reason, "the ring stands still")
-                }
-                tended => tended?,
-            }
-        }
     }
 
     /// Waits while somebody has paused the sink. Returns whether nothing more is to be done: a stop
