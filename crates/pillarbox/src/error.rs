@@ -65,8 +65,8 @@ pub enum Error {
     /// The statement failed, and the transaction with it. Holds the error of the adapter:
     /// `tokio_postgres::Error` or `sqlx::Error`, to be had by `downcast_ref`.
     #[error(
-        "publishing failed in the database; roll the transaction back, and run `pillarbox doctor` \
-         if the outbox is missing or may not be written"
+        "publishing failed in the database; roll the transaction back; if the outbox is missing run \
+         `pillarbox migrate`, if it may not be written `pillarbox grant USER --as publisher`"
     )]
     Database(#[source] Box<dyn StdError + Send + Sync>),
 }

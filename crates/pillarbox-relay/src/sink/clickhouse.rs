@@ -139,7 +139,8 @@ impl ClickHouse {
         verdict::refuse(format!(
             "clickhouse answered block {} of batch {} with success, but {} does not hold its rows: it \
              remembers their token, and the rows were lost or deleted there; ALTER TABLE {} MODIFY \
-             SETTING {setting} = 0; resume the sink, and set it back when the batch is delivered",
+             SETTING {setting} = 0; the relay looks again by itself; set it back when the batch is \
+             delivered",
             insert.ordinal, insert.batch.number, self.table, self.table
         ))
     }
@@ -211,7 +212,7 @@ impl Sink for ClickHouse {
         if self.doubts.take_view_failures(&token, VIEW_FAILURES_MAX) {
             return Ok(Resolution::Undecidable(verdict::refuse(format!(
                 "a materialized view of {} failed {VIEW_FAILURES_MAX} times on block {} of batch {}; \
-                 mend or drop the view, then resume the sink",
+                 mend or drop the view; the relay looks again by itself",
                 self.table, insert.ordinal, insert.batch.number
             ))));
         }

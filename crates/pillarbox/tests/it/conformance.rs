@@ -410,7 +410,7 @@ async fn a_missing_outbox_is_an_error_with_a_remedy<S: Session>() {
     let mut session = S::connect(&server.url()).await;
     let mut tx = session.begin().await;
     let error = publish(&mut tx, &ADA).await.unwrap_err();
-    assert!(error.to_string().contains("pillarbox doctor"), "{error}");
+    assert!(error.to_string().contains("pillarbox migrate"), "{error}");
     let Error::Database(source) = &error else {
         panic!("{error}")
     };

@@ -131,7 +131,7 @@ async fn logs_hold_the_use_case_and_no_personal_data() {
         failed["error"]
             .as_str()
             .unwrap()
-            .contains("pillarbox doctor"),
+            .contains("pillarbox migrate"),
         "{failed}"
     );
 }

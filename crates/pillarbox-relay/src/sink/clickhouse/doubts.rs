@@ -36,7 +36,7 @@ impl Doubts {
         self.lock().contains_key(token)
     }
 
-    /// Whether a view failed so often; whoever resumes the sink has mended it, so it counts anew.
+    /// Whether a view failed so often; after a stop somebody may have mended it, so it counts anew.
     pub(super) fn take_view_failures(&self, token: &str, at_least: u32) -> bool {
         self.with(token, |doubted| {
             let is_reached = doubted.view_failures >= at_least;
@@ -47,7 +47,7 @@ impl Doubts {
         })
     }
 
-    /// Whether its rows were absent after a success; asked once, for whoever resumes the sink.
+    /// Whether its rows were absent after a success; asked once: after a stop it is sent again.
     pub(super) fn take_absence(&self, token: &str) -> bool {
         self.with(token, |doubted| std::mem::take(&mut doubted.was_absent))
     }

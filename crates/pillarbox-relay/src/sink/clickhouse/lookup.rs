@@ -114,8 +114,8 @@ fn is_numbered(insert: &Insert<'_>) -> bool {
 fn unnumbered(table: &str, insert: &Insert<'_>) -> Trouble {
     refuse(format!(
         "whether block {} of batch {} is in {table} cannot be told: it was sealed before the table \
-         had the column batch, so its rows may be there without a number; look for its events, then \
-         run pillarbox recover",
+         had the column batch, so its rows may be there without a number; look for its events in \
+         the table: this version cannot settle it",
         insert.ordinal, insert.batch.number
     ))
 }
@@ -123,8 +123,8 @@ fn unnumbered(table: &str, insert: &Insert<'_>) -> Trouble {
 fn forgotten(table: &str, insert: &Insert<'_>) -> Trouble {
     refuse(format!(
         "whether block {} of batch {} is in {table} cannot be told: the deduplication window may have \
-         forgotten it, and the table has no column batch; look, then run pillarbox recover, and ALTER \
-         TABLE {table} ADD COLUMN batch UInt64",
+         forgotten it, and the table has no column batch; look for its events in the table: this version \
+         cannot settle it; for later batches: ALTER TABLE {table} ADD COLUMN batch UInt64",
         insert.ordinal, insert.batch.number
     ))
 }
@@ -193,7 +193,7 @@ fn compare(found: &[Found], insert: &Insert<'_>, table: &str, server: String) ->
         }
         Some(found) => Seen::Other(refuse(format!(
             "{table} holds {} rows with digest {:016x} of block {} of batch {}, but {} rows with \
-             digest {:016x} were sealed; run pillarbox verify",
+             digest {:016x} were sealed; the relay goes on by itself once the table holds all of them or none",
             found.rows, found.digest, insert.ordinal, batch.number, block.rows, block.digest
         ))),
     }
