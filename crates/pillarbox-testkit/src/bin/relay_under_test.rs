@@ -30,7 +30,10 @@ async fn main() -> Result<()> {
         variable("CLICKHOUSE_DATABASE")?,
         variable("CLICKHOUSE_TABLE")?,
     );
+    // Several are the replicas of one table.
+    sink.urls = sink.urls[0].split(',').map(str::to_owned).collect();
     sink.insert_timeout = Duration::from_millis(number("INSERT_TIMEOUT_MS", 10_000)?);
+    sink.query_timeout = Duration::from_millis(number("QUERY_TIMEOUT_MS", 60_000)?);
     sink.at_least_once_allowed = number("AT_LEAST_ONCE", 0)? == 1;
     let options = Options {
         limits: Limits {

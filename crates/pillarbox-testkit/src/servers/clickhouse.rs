@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use super::place::{Place, Port};
 use super::process::{Launch, Process};
+use super::replicas::Member;
 use super::tools::{installed, tools_dir};
 use super::{START_DEADLINE, eventually};
 
@@ -70,6 +71,8 @@ struct Own {
     process: Process,
     port: Port,
     place: Place,
+    /// Its further ports, for as long as it may start again.
+    _member: Option<Member>,
 }
 
 impl Drop for Own {
@@ -85,10 +88,22 @@ impl ClickHouse {
         if let Ok(url) = std::env::var(flavour.url_variable()) {
             return Self::external(flavour, &url).await;
         }
+        Self::launch(flavour, None).await
+    }
+
+    /// Starts a server of 18.16 that is one of several replicas.
+    pub(super) async fn start_replica(member: Member) -> Result<Self> {
+        Self::launch(Flavour::V18, Some(member)).await
+    }
+
+    async fn launch(flavour: Flavour, member: Option<Member>) -> Result<Self> {
         let place = Place::create(None)?;
         let port = Port::lease()?;
         let launch = match flavour {
-            Flavour::V18 => launch_18(&place, &port)?,
+            Flavour::V18 => {
+                let more = member.as_ref().map(Member::config_xml);
+                launch_18(&place, &port, &more.unwrap_or_default())?
+            }
             Flavour::V26 => launch_26(&place, &port)?,
         };
         let url = format!("http://127.0.0.1:{}", port.number);
@@ -96,6 +111,7 @@ impl ClickHouse {
             process: Process::new(launch),
             port,
             place,
+            _member: member,
         };
         own.process.start()?;
         let server = Self {
@@ -291,7 +307,7 @@ impl ClickHouse {
     }
 }
 
-fn launch_18(place: &Place, port: &Port) -> Result<Launch> {
+fn launch_18(place: &Place, port: &Port, more: &str) -> Result<Launch> {
     let program = ["/usr/sbin/clickhouse-server", "/usr/bin/clickhouse-server"].map(PathBuf::from);
     let program = match program.iter().find(|path| path.exists()) {
         Some(path) => path.clone(),
@@ -299,7 +315,7 @@ fn launch_18(place: &Place, port: &Port) -> Result<Launch> {
     };
     let dir = place.path();
     fs::create_dir(dir.join("data"))?;
-    fs::write(dir.join("config.xml"), config_xml(dir, port.number))?;
+    fs::write(dir.join("config.xml"), config_xml(dir, port.number, more))?;
     fs::write(dir.join("users.xml"), USERS_XML)?;
     Ok(Launch {
         name: format!("{} on port {}", Flavour::V18.label(), port.number),
@@ -343,7 +359,7 @@ fn launch_26(place: &Place, port: &Port) -> Result<Launch> {
     })
 }
 
-fn config_xml(dir: &Path, port: u16) -> String {
+fn config_xml(dir: &Path, port: u16, more: &str) -> String {
     let dir = dir.display();
     format!(
         "<yandex>
@@ -360,7 +376,7 @@ fn config_xml(dir: &Path, port: u16) -> String {
   <default_database>default</default_database>
   <timezone>UTC</timezone>
   <mark_cache_size>67108864</mark_cache_size>
-</yandex>
+{more}</yandex>
 "
     )
 }

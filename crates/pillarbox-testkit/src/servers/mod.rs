@@ -7,13 +7,17 @@
 //! error naming `make setup`.
 
 mod clickhouse;
+mod keeper;
 mod place;
 mod postgres;
 mod process;
+mod replicas;
 mod tools;
 
 pub use clickhouse::{ClickHouse, Flavour};
+pub use keeper::Keeper;
 pub use postgres::{PgVersion, Postgres, PostgresBuilder};
+pub use replicas::Replicas;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -54,6 +54,11 @@ impl Scene {
     /// No table and no sink yet. The ring turns at every look and empties what it can.
     pub(crate) async fn without_table(postgres: Postgres, flavour: Flavour) -> Result<Self> {
         let clickhouse = ClickHouse::start(flavour).await?;
+        Self::beside(postgres, clickhouse).await
+    }
+
+    /// The same with a server that runs already.
+    pub(crate) async fn beside(postgres: Postgres, clickhouse: ClickHouse) -> Result<Self> {
         let mut client = postgres.connect().await?;
         schema::migrate(&mut client).await?;
         let change = settings::Change {

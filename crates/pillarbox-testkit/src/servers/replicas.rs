@@ -1,0 +1,118 @@
+//! Two servers of ClickHouse 18.16 that hold the replicas of one table, and the keeper between them.
+
+use anyhow::Result;
+
+use super::clickhouse::ClickHouse;
+use super::keeper::Keeper;
+use super::place::Port;
+
+/// Where a replica stands among the others.
+#[derive(Debug)]
+pub(super) struct Member {
+    /// The value of the macro `{replica}`.
+    pub(super) name: String,
+    pub(super) keeper: u16,
+    /// Other replicas fetch parts here.
+    pub(super) interserver: Port,
+    /// `ON CLUSTER` finds a server by this one.
+    pub(super) native: Port,
+    /// Of every replica, in order.
+    pub(super) cluster: Vec<u16>,
+}
+
+/// Two replicas, named `one` and `two`, in the cluster [`Replicas::CLUSTER`].
+#[derive(Debug)]
+pub struct Replicas {
+    // Declared in the order of their end.
+    servers: [ClickHouse; 2],
+    /// ZooKeeper.
+    pub keeper: Keeper,
+}
+
+impl Replicas {
+    /// The cluster of both, for `ON CLUSTER`.
+    pub const CLUSTER: &str = "pair";
+
+    /// Starts the keeper and both servers. Dropping the future ends them.
+    pub async fn start() -> Result<Self> {
+        let keeper = Keeper::start().await?;
+        let (first, second) = (Port::lease()?, Port::lease()?);
+        let cluster = vec![first.number, second.number];
+        let member = |name: &str, native| -> Result<Member> {
+            Ok(Member {
+                name: name.to_owned(),
+                keeper: keeper.port(),
+                interserver: Port::lease()?,
+                native,
+                cluster: cluster.clone(),
+            })
+        };
+        let servers = tokio::try_join!(
+            ClickHouse::start_replica(member("one", first)?),
+            ClickHouse::start_replica(member("two", second)?),
+        )?;
+        Ok(Self {
+            servers: servers.into(),
+            keeper,
+        })
+    }
+
+    /// The replica `one`.
+    pub fn one(&self) -> &ClickHouse {
+        &self.servers[0]
+    }
+
+    /// The replica `two`.
+    pub fn two(&self) -> &ClickHouse {
+        &self.servers[1]
+    }
+
+    /// The servers and their keeper, apart.
+    pub fn into_parts(self) -> ([ClickHouse; 2], Keeper) {
+        (self.servers, self.keeper)
+    }
+}
+
+impl Member {
+    /// What its configuration has beyond that of a single server.
+    pub(super) fn config_xml(&self) -> String {
+        let Self {
+            name,
+            keeper,
+            interserver,
+            native,
+            cluster,
+        } = self;
+        let replicas: String = cluster
+            .iter()
+            .map(|port| {
+                format!(
+                    "<replica><host>127.0.0.1</host><port>{port}</port>\
+                     <user>default</user><password>testkit</password></replica>"
+                )
+            })
+            .collect();
+        format!(
+            "  <tcp_port>{}</tcp_port>
+  <interserver_http_port>{}</interserver_http_port>
+  <interserver_http_host>127.0.0.1</interserver_http_host>
+  <zookeeper>
+    <node><host>127.0.0.1</host><port>{keeper}</port></node>
+    <session_timeout_ms>3000</session_timeout_ms>
+    <operation_timeout_ms>3000</operation_timeout_ms>
+  </zookeeper>
+  <merge_tree>
+    <zookeeper_session_expiration_check_period>1</zookeeper_session_expiration_check_period>
+  </merge_tree>
+  <macros><shard>1</shard><replica>{name}</replica></macros>
+  <remote_servers><{pair}><shard>
+    <internal_replication>true</internal_replication>{replicas}
+  </shard></{pair}></remote_servers>
+  <distributed_ddl><path>/clickhouse/task_queue/ddl</path></distributed_ddl>
+",
+            native.number,
+            interserver.number,
+            pair = Replicas::CLUSTER,
+        )
+    }
+}

@@ -1,0 +1,116 @@
+//! Two replicas of one table on ClickHouse 18.16, and the keeper between them.
+
+mod doubt;
+mod keeper;
+mod replicas;
+
+use anyhow::{Result, ensure};
+use pillarbox_relay::sink::clickhouse::{ClickHouse as Sink, ClickHouseConfig, CreateOptions};
+use pillarbox_testkit::oracle::{Oracle, read_clickhouse};
+use pillarbox_testkit::servers::{ClickHouse, Keeper, PgVersion, Postgres, Replicas, eventually};
+
+use crate::scene::{PATIENCE, Running, SINK, Scene, TABLE};
+
+/// The stage of the end-to-end tests, with a table that has two replicas.
+struct Pair {
+    scene: Scene,
+    /// The second replica; the first one is the scene's server.
+    two: ClickHouse,
+    keeper: Keeper,
+}
+
+impl Pair {
+    /// The recommended table on both, made as `pillarbox sink create` makes it.
+    async fn start() -> Result<Self> {
+        let pair = Self::without_table().await?;
+        let options = CreateOptions {
+            replicated: true,
+            cluster: Some(Replicas::CLUSTER.to_owned()),
+        };
+        pair.sink()?.create(&options).await?;
+        pair.scene.register(SINK).await?;
+        Ok(pair)
+    }
+
+    async fn without_table() -> Result<Self> {
+        let (replicas, postgres) =
+            tokio::try_join!(Replicas::start(), Postgres::start(PgVersion::V15))?;
+        let ([one, two], keeper) = replicas.into_parts();
+        let scene = Scene::beside(postgres, one).await?;
+        Ok(Self { scene, two, keeper })
+    }
+
+    fn one(&self) -> &ClickHouse {
+        &self.scene.clickhouse
+    }
+
+    /// The urls of both, as `CLICKHOUSE_URL` of a relay under test.
+    fn urls(&self) -> Result<String> {
+        let (one, two) = (
+            self.one().url_with_credentials()?,
+            self.two.url_with_credentials()?,
+        );
+        Ok(format!("{one},{two}"))
+    }
+
+    /// A sink that knows both.
+    fn sink(&self) -> Result<Sink> {
+        let mut config = ClickHouseConfig::new(String::new(), self.one().database(), TABLE);
+        config.urls = self.urls()?.split(',').map(str::to_owned).collect();
+        Ok(Sink::new(config)?)
+    }
+
+    /// A relay that delivers to whichever replica answers.
+    fn running(&self) -> Result<Running> {
+        self.running_with(&[])
+    }
+
+    fn running_with(&self, variables: &[(&str, &str)]) -> Result<Running> {
+        let urls = self.urls()?;
+        let mut all = vec![
+            ("CLICKHOUSE_URL", urls.as_str()),
+            ("INSERT_TIMEOUT_MS", "3000"),
+            ("QUERY_TIMEOUT_MS", "5000"),
+            ("STOPPED_MS", "300"),
+            // What piles up while a backoff lasts is a batch, not a hundred.
+            ("MAX_ROWS", "1000"),
+        ];
+        all.extend(variables);
+        self.scene.running_with(&all)
+    }
+
+    /// Waits until both replicas hold as many rows as events were committed, stops the relay and
+    /// compares both with what was committed: each event once on each (INV-1, INV-2).
+    async fn holds(&self, oracle: &Oracle, relay: Running) -> Result<()> {
+        let published = oracle.published();
+        for server in [self.one(), &self.two] {
+            let sql = format!("select count() from {TABLE}");
+            let arrived = eventually("all events to arrive", PATIENCE, || async {
+                let count = server.query(&sql).await.unwrap_or_default();
+                let count: u64 = count.trim().parse().unwrap_or(0);
+                Ok((count >= published).then_some(()))
+            });
+            arrived
+                .await
+                .map_err(|error| error.context(relay.log_tail()))?;
+        }
+        relay.stop().await?;
+        let urls = self.urls()?;
+        self.scene.drain_with(&[("CLICKHOUSE_URL", &urls)]).await?;
+        self.hold_both(oracle).await
+    }
+
+    /// Both hold each event once.
+    async fn hold_both(&self, oracle: &Oracle) -> Result<()> {
+        for server in [self.one(), &self.two] {
+            server
+                .query(&format!("system sync replica {TABLE}"))
+                .await?;
+            let found = read_clickhouse(server, TABLE, self.scene.precision()).await?;
+            let verdict = oracle.verdict(&found, &[]);
+            ensure!(verdict.holds(), "{verdict}\n{}", verdict.explain());
+            ensure!(verdict.delivered == oracle.published(), "{verdict}");
+        }
+        Ok(())
+    }
+}

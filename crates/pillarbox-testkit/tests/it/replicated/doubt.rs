@@ -1,0 +1,123 @@
+//! An unknown block and two replicas that do not hold the same yet.
+
+use std::os::unix::process::ExitStatusExt as _;
+
+use anyhow::{Result, ensure};
+use pillarbox_testkit::oracle::Oracle;
+
+use super::Pair;
+use crate::doubling::Doubling;
+use crate::scene::{KILLED, PATIENCE, TABLE};
+use crate::traffic::{Event, Traffic, Way, commit};
+
+const NOON_US: i64 = 1_795_176_000_000_000;
+
+/// Some events in one month: one block.
+async fn publish(pair: &Pair, oracle: &Oracle) -> Result<()> {
+    let mut client = pair.scene.postgres.connect().await?;
+    let event = |nth| Event::at(NOON_US + nth, "trial", format!(r#"{{"n":{nth}}}"#));
+    let events: Vec<Event> = (0..20).map(event).collect();
+    commit(&mut client, oracle, Way::Batch, &events).await
+}
+
+/// A relay that sends to `urls` and is killed when the answer to its first block has arrived.
+async fn answer_lost(pair: &Pair, urls: &str) -> Result<()> {
+    let mut relay = pair.scene.relay("drain", "block-answered=return")?;
+    relay.env("CLICKHOUSE_URL", urls);
+    let output = tokio::time::timeout(PATIENCE, relay.output()).await??;
+    let log = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.signal() == Some(KILLED), "{log}");
+    Ok(())
+}
+
+/// What only one replica holds is not sent again to the one that lags behind.
+#[tokio::test]
+async fn inv_2_a_lagging_replica_is_not_believed() -> Result<()> {
+    let pair = Pair::start().await?;
+    let oracle = Oracle::new();
+    publish(&pair, &oracle).await?;
+    pair.two.query("system stop fetches").await?;
+    let (one, two) = (
+        pair.one().url_with_credentials()?,
+        pair.two.url_with_credentials()?,
+    );
+    answer_lost(&pair, &one).await?;
+    ensure!(
+        pair.two
+            .query(&format!("select count() from {TABLE}"))
+            .await?
+            .trim()
+            == "0"
+    );
+    // The lagging one is asked first, or alone.
+    let both = format!("{two},{one}");
+    for urls in [&both, &two] {
+        let relay = pair.running_with(&[("CLICKHOUSE_URL", urls), ("QUERY_TIMEOUT_MS", "1000")])?;
+        relay.says("not delivered yet").await?;
+        ensure!(pair.scene.in_flight().await? == 1);
+        relay.kill().await?;
+    }
+    let relay = pair.running_with(&[("CLICKHOUSE_URL", &both)])?;
+    pair.two.query("system start fetches").await?;
+    relay.says("delivered batch=").await?;
+    let log = relay.log();
+    ensure!(
+        log.contains("attempts=0"),
+        "it was looked up, not sent again: {log}"
+    );
+    pair.holds(&oracle, relay).await
+}
+
+/// The replica that took a block dies before the other has it; both are needed to settle it.
+#[tokio::test]
+async fn inv_2_the_replica_that_holds_the_block_is_away() -> Result<()> {
+    let pair = Pair::start().await?;
+    let oracle = Oracle::new();
+    publish(&pair, &oracle).await?;
+    pair.two.query("system stop fetches").await?;
+    let one = pair.one().url_with_credentials()?;
+    answer_lost(&pair, &one).await?;
+    pair.one().kill()?;
+    pair.two.query("system start fetches").await?;
+    let relay = pair.running_with(&[("QUERY_TIMEOUT_MS", "1000")])?;
+    relay.says("not delivered yet").await?;
+    pair.one().restart().await?;
+    pair.holds(&oracle, relay).await
+}
+
+/// A frozen replica: the insert is overdue, so unknown. It is killed and comes back, and the block
+/// is looked up on both before anything is sent again.
+#[tokio::test]
+async fn inv_2_a_frozen_replica_leaves_an_unknown_block() -> Result<()> {
+    let pair = Pair::start().await?;
+    let relay =
+        pair.running_with(&[("INSERT_TIMEOUT_MS", "1000"), ("QUERY_TIMEOUT_MS", "1000")])?;
+    relay.says("the sink is ready").await?;
+    let traffic = Traffic::start(&pair.scene.postgres, 2, false).await?;
+    relay.says("delivered batch=").await?;
+    pair.one().pause()?;
+    relay.says("is_unknown=true").await?;
+    traffic.more(30).await?;
+    pair.one().kill()?;
+    pair.one().restart().await?;
+    let oracle = traffic.finish(&pair.scene.postgres).await?;
+    pair.holds(&oracle, relay).await
+}
+
+/// 18.16 knows no tokens: the keeper remembers the last blocks of every replica by their content,
+/// the number of the batch included. An insert that was on its way to the other replica all the
+/// time is dropped there.
+#[tokio::test]
+async fn inv_2_the_identical_block_by_the_other_replica_is_dropped() -> Result<()> {
+    let pair = Pair::start().await?;
+    let doubling = Doubling::start(pair.one(), &[&pair.two]).await?;
+    let url = doubling.url_with_credentials(pair.one());
+    let oracle = Oracle::new();
+    // The same events again are other blocks.
+    for _ in 0..3 {
+        publish(&pair, &oracle).await?;
+        pair.scene.drain_with(&[("CLICKHOUSE_URL", &url)]).await?;
+    }
+    ensure!(doubling.inserts() >= 3, "{}", doubling.inserts());
+    pair.hold_both(&oracle).await
+}
