@@ -1,6 +1,8 @@
 //! What a machine can check about the text of the project: invariants and the tests they name,
 //! lengths, names, links, failpoints (STYLE 3, 4, 6, 20).
 
+mod faults;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
