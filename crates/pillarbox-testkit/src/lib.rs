@@ -3,4 +3,5 @@
 pub mod conformance;
 pub mod fake;
 pub mod oracle;
+pub mod proxy;
 pub mod servers;

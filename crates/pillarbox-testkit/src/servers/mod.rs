@@ -16,6 +16,7 @@ mod tools;
 
 pub use clickhouse::{ClickHouse, Flavour};
 pub use keeper::Keeper;
+pub(crate) use place::Port;
 pub use postgres::{PgVersion, Postgres, PostgresBuilder};
 pub use replicas::Replicas;
 
