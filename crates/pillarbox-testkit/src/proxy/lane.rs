@@ -123,12 +123,10 @@ impl<'a> Lane<'a> {
         mut pieces: mpsc::Receiver<Piece>,
         mut to: WriteHalf<'_>,
     ) -> Result<(), Ended> {
-        while let Some(piece) = pieces.recv().await {
+        while let Some(piece) = self.next(&mut pieces).await? {
             let fault = self.wait_until_due(piece.at).await?;
             if fault.swallows {
                 self.count(&self.marks.swallowed, &self.shared.tally.swallowed);
-            } else if self.marks.swallowed.load(Ordering::Relaxed) {
-                return Err(Ended::Cut);
             } else {
                 self.forward(piece.bytes, fault, &mut to).await?;
             }
@@ -146,6 +144,19 @@ impl<'a> Lane<'a> {
         // The other end may have gone; then there is nobody to tell.
         let _ = to.shutdown().await;
         Ok(())
+    }
+
+    /// The next piece; the end of a connection that lost some, once it would lose no more.
+    async fn next(&self, pieces: &mut mpsc::Receiver<Piece>) -> Result<Option<Piece>, Ended> {
+        let mut faults = self.faults.clone();
+        let is_over = |faults: &Faults| {
+            let has_lost = self.marks.swallowed.load(Ordering::Relaxed);
+            has_lost && !faults.of(self.direction).swallows
+        };
+        tokio::select! { biased;
+            Ok(_) = faults.wait_for(is_over) => Err(Ended::Cut),
+            piece = pieces.recv() => Ok(piece),
+        }
     }
 
     /// Waits while the direction is held, and for the delay of what was read at `at`.

@@ -29,3 +29,5 @@ mod spine_on_fakes;
 mod tenure;
 mod traffic;
 mod window;
+mod wire_clickhouse;
+mod wire_postgres;
