@@ -88,7 +88,7 @@ impl Wire {
         self.delivers().await
     }
 
-    async fn holds(self) -> Result<()> {
+    async fn all_arrived(self) -> Result<()> {
         self.proxy.heal().await?;
         let oracle = self.traffic.finish(&self.scene.postgres).await?;
         let verdict = self.scene.holds(&oracle, self.relay).await?;
@@ -106,7 +106,7 @@ async fn cut_after_the_server_accepted(flavour: Flavour) -> Result<()> {
             wire.unknown(faults).await?;
         }
     }
-    wire.holds().await
+    wire.all_arrived().await
 }
 
 async fn an_answer_is_lost(flavour: Flavour) -> Result<()> {
@@ -114,7 +114,7 @@ async fn an_answer_is_lost(flavour: Flavour) -> Result<()> {
     for _ in 0..3 {
         wire.unknown(Faults::answers_lost()).await?;
     }
-    wire.holds().await
+    wire.all_arrived().await
 }
 
 /// Once before the relay gives up, then after.
@@ -126,7 +126,7 @@ async fn an_answer_is_late(flavour: Flavour) -> Result<()> {
     for _ in 0..2 {
         wire.unknown(late(INSERT_TIMEOUT * 2)).await?;
     }
-    wire.holds().await
+    wire.all_arrived().await
 }
 
 /// The request reaches the server when the relay has long given it up, looked and sent it again: the
@@ -143,7 +143,7 @@ async fn a_request_arrives_after_its_successor() -> Result<()> {
         .await?;
         wire.delivers().await?;
     }
-    wire.holds().await
+    wire.all_arrived().await
 }
 
 /// The connection looks open and carries nothing; what was on its way dies with it.
@@ -162,7 +162,7 @@ async fn half_open(flavour: Flavour) -> Result<()> {
     wire.proxy.cut_all(Close::Reset);
     wire.proxy.heal().await?;
     wire.delivers().await?;
-    wire.holds().await
+    wire.all_arrived().await
 }
 
 async fn cut_in_the_middle_of_the_body(flavour: Flavour) -> Result<()> {
@@ -177,7 +177,7 @@ async fn cut_in_the_middle_of_the_body(flavour: Flavour) -> Result<()> {
         }
     }
     ensure!(wire.proxy.counts().cut >= 18);
-    wire.holds().await
+    wire.all_arrived().await
 }
 
 /// In the middle of the head, and a server that refuses, says nothing of the block: it is sent again.
@@ -194,7 +194,7 @@ async fn cut_before_the_body_or_refused(flavour: Flavour) -> Result<()> {
     wire.traffic.more(50).await?;
     wire.proxy.heal().await?;
     wire.delivers().await?;
-    wire.holds().await
+    wire.all_arrived().await
 }
 
 /// A line on which a block takes longer than the relay waits, until it is wide again.
@@ -209,7 +209,7 @@ async fn a_narrow_line(flavour: Flavour) -> Result<()> {
     wire.proxy.heal().await?;
     wire.delivers().await?;
     ensure!(wire.proxy.counts().slowed > 0);
-    wire.holds().await
+    wire.all_arrived().await
 }
 
 #[tokio::test]

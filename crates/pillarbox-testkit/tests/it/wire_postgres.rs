@@ -104,7 +104,7 @@ impl Wire {
         Ok(port.map(u16::try_from).transpose()?)
     }
 
-    async fn holds(self, relay: Running) -> Result<()> {
+    async fn all_arrived(self, relay: Running) -> Result<()> {
         self.proxy.heal().await?;
         let oracle = self.traffic.finish(&self.scene.postgres).await?;
         let verdict = self.scene.holds(&oracle, relay).await?;
@@ -145,7 +145,7 @@ async fn each_session_is_cut(flavour: Flavour, direction: Direction) -> Result<(
         relay.stop().await?;
     }
     let relay = wire.relay()?;
-    wire.holds(relay).await
+    wire.all_arrived(relay).await
 }
 
 /// Silent for longer than a statement may take, though the connection stays: the relay gives the
@@ -161,7 +161,7 @@ async fn a_session_falls_silent(flavour: Flavour, role: Role) -> Result<()> {
     relay.says_after(lines, "the sink is ready").await?;
     wire.delivers(&relay).await?;
     ensure!(wire.control().await? != Some(seen.server_sees_port));
-    wire.holds(relay).await
+    wire.all_arrived(relay).await
 }
 
 /// The whole network is gone for longer than a statement may take, for one of two relays: the other
@@ -188,7 +188,7 @@ async fn a_relay_is_cut_off(flavour: Flavour) -> Result<()> {
     wire.proxy.heal().await?;
     cut_off.says_after(lines, "another relay is active").await?;
     cut_off.stop().await?;
-    wire.holds(standby).await
+    wire.all_arrived(standby).await
 }
 
 /// Answers of the session that seals and confirms are lost, COMMITs among them.
@@ -208,7 +208,7 @@ async fn answers_of_the_ledger_are_lost(flavour: Flavour) -> Result<()> {
     wire.proxy.heal().await?;
     relay.says_after(lines, "the sink is ready").await?;
     wire.delivers(&relay).await?;
-    wire.holds(relay).await
+    wire.all_arrived(relay).await
 }
 
 #[tokio::test]
