@@ -4,6 +4,7 @@ pub(crate) mod events;
 pub(crate) mod grant;
 pub(crate) mod init;
 pub(crate) mod migrate;
+pub(crate) mod pause;
 pub(crate) mod publish;
 pub(crate) mod relay;
 pub(crate) mod settings;

@@ -170,7 +170,7 @@ impl Relay {
     ) -> Result<bool, Failure> {
         let mut failures = 0;
         loop {
-            let checked = registered(place, starts).await;
+            let checked = registered(place, starts, self.once).await;
             let failure = match checked {
                 Ok(()) => return Ok(true),
                 Err(failure) if self.once || failure.exit() != Exit::Unreachable => {
@@ -192,13 +192,19 @@ impl Relay {
     }
 }
 
-async fn registered(place: &Place, starts: &[Start]) -> Result<(), Failure> {
+async fn registered(place: &Place, starts: &[Start], once: bool) -> Result<(), Failure> {
     let session = place.session().await?;
     pillarbox_relay::postgres::check_server(session.client()).await?;
     schema::check_version(session.client()).await?;
     for start in starts {
         let known = registry::find(session.client(), &start.sink).await?;
         check_fingerprint(&start.sink, &start.fingerprint, &known.fingerprint)?;
+        if once && known.paused {
+            let sink = &start.sink;
+            output::next(&format!(
+                "the sink {sink} is paused; to deliver to it: pillarbox resume {sink}"
+            ));
+        }
     }
     Ok(())
 }

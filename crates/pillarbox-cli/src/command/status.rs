@@ -244,7 +244,10 @@ impl Report {
                 sink.sink
             ));
         }
-        find("no relay").map(|_| "start one: pillarbox relay".to_owned())
+        if find("no relay").is_some() {
+            return Some("start one: pillarbox relay".to_owned());
+        }
+        find("paused").map(|sink| format!("go on with: pillarbox resume {}", sink.sink))
     }
 }
 
