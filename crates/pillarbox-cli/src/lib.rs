@@ -99,6 +99,7 @@ impl Place {
     /// A session with the configured PostgreSQL.
     async fn session(&self) -> Result<Session, Failure> {
         let target = self.config()?.postgres()?;
+        postgres::check_direct(&target, APPLICATION_NAME).await?;
         Ok(postgres::connect(&target, APPLICATION_NAME).await?)
     }
 }

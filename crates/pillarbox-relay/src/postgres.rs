@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::poll_fn;
 use rustls::RootCertStore;
@@ -11,6 +11,8 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+pub mod pooler;
 
 /// Oldest server whose `pg_current_xact_id`, `xid8` and `pg_snapshot` are as the schema needs them.
 const SERVER_VERSION_MIN: i32 = 140_000;
@@ -79,6 +81,16 @@ pub enum ConnectError {
     /// The server is not one that Pillarbox can work with.
     #[error("{0}")]
     Unsuitable(String),
+}
+
+impl ConnectError {
+    fn pooled(target: String) -> Self {
+        Self::Unsuitable(format!(
+            "postgresql at {target} is reached through a connection pooler, which does not keep a \
+             session's lock and settings; {}",
+            pooler::REMEDY
+        ))
+    }
 }
 
 /// A session, which ends when this is dropped.
@@ -177,9 +189,39 @@ pub fn parse_url(url: &str) -> Result<Config, ConnectError> {
 /// Opens a session under `application_name`, with the settings that every session of ours has.
 ///
 /// # Errors
-/// When the server cannot be reached or refuses.
+/// When the server cannot be reached or refuses, or a pooler shows itself: our settings would stay in
+/// its server connection, for the next one who is given it.
 pub async fn connect(config: &Config, application_name: &str) -> Result<Session, ConnectError> {
-    let target = target(config);
+    let opening = async {
+        // Twice, because a clock that is set at this moment looks like a pooler once.
+        for _ in 0..2 {
+            let began = Instant::now();
+            let session = open(config, application_name).await?;
+            if pooler::is_shown(config, &session, began).await? {
+                continue;
+            }
+            let set = session.client.batch_execute(SESSION_SETTINGS).await;
+            set.map_err(|error| refusal(target(config), error))?;
+            return Ok(session);
+        }
+        Err(ConnectError::pooled(target(config)))
+    };
+    in_time(config, opening).await
+}
+
+/// Refuses a server that is reached through a connection pooler.
+///
+/// # Errors
+/// When one is found, or the server cannot be reached or refuses.
+pub async fn check_direct(config: &Config, application_name: &str) -> Result<(), ConnectError> {
+    match in_time(config, pooler::find(config, application_name)).await? {
+        None => Ok(()),
+        Some(_) => Err(ConnectError::pooled(target(config))),
+    }
+}
+
+/// Opens a session without changing anything in it.
+async fn open(config: &Config, application_name: &str) -> Result<Session, ConnectError> {
     let mut config = config.clone();
     config
         .application_name(application_name)
@@ -187,29 +229,24 @@ pub async fn connect(config: &Config, application_name: &str) -> Result<Session,
     config
         .keepalives_idle(Duration::from_secs(10))
         .keepalives_interval(Duration::from_secs(5));
-    let tls = match config.get_ssl_mode() {
-        SslMode::Disable => None,
-        _ => Some(MakeRustlsConnect::new(tls_config()?)),
-    };
-    let opening = async {
-        let session = match tls {
-            None => {
-                let (client, connection) = config.connect(NoTls).await?;
-                drive(client, connection, None)
-            }
-            Some(tls) => {
-                let (client, connection) = config.connect(tls.clone()).await?;
-                drive(client, connection, Some(tls))
-            }
-        };
-        session.client.batch_execute(SESSION_SETTINGS).await?;
-        Ok(session)
-    };
+    let refused = |error| refusal(target(&config), error);
+    if config.get_ssl_mode() == SslMode::Disable {
+        let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
+        return Ok(drive(client, connection, None));
+    }
+    let tls = MakeRustlsConnect::new(tls_config()?);
+    let (client, connection) = config.connect(tls.clone()).await.map_err(refused)?;
+    Ok(drive(client, connection, Some(tls)))
+}
+
+async fn in_time<T>(
+    config: &Config,
+    opening: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
     match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
-        Ok(Ok(session)) => Ok(session),
-        Ok(Err(error)) => Err(refusal(target, error)),
+        Ok(opened) => opened,
         Err(_) => Err(ConnectError::Unreachable {
-            target,
+            target: target(config),
             source: None,
         }),
     }

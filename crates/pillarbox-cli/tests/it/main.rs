@@ -7,6 +7,7 @@ mod configuration;
 mod console;
 mod delivery;
 mod pausing;
+mod pooled;
 mod publishing;
 mod readme;
 mod refusals;

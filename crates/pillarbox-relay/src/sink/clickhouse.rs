@@ -15,6 +15,7 @@ mod digest;
 mod doubts;
 mod events;
 mod fence;
+mod health;
 mod lookup;
 mod mapping;
 mod native;
@@ -36,6 +37,7 @@ use std::fmt;
 pub use self::config::{ClickHouseConfig, Compression};
 pub use self::create::{CreateOptions, Dialect, statements};
 pub use self::events::{EVENTS_MAX, EventFilter, EventRow};
+pub use self::health::{Disk, Health, Parts, Replica};
 pub use self::native::NativeEncoder;
 pub use self::plan::{ClickHousePlan, Window};
 pub use self::report::{ColumnReport, SinkReport};
@@ -91,6 +93,14 @@ impl ClickHouse {
     /// When the server cannot be asked, or the table exists.
     pub async fn create(&self, options: &CreateOptions) -> Result<Vec<String>, Trouble> {
         create::create(&self.client, &self.config, options).await
+    }
+
+    /// What the server says of itself, without a look at what it must be for the sink.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn health(&self) -> Result<Health, Trouble> {
+        health::ask(&self.client, &self.config).await
     }
 
     /// Which statements [`ClickHouse::create`] would choose.

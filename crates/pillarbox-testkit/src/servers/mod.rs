@@ -8,6 +8,7 @@
 
 mod clickhouse;
 mod keeper;
+mod pgbouncer;
 mod place;
 mod postgres;
 mod process;
@@ -16,6 +17,7 @@ mod tools;
 
 pub use clickhouse::{ClickHouse, Flavour};
 pub use keeper::Keeper;
+pub use pgbouncer::{PgBouncer, PoolMode};
 pub(crate) use place::Port;
 pub use postgres::{PgVersion, Postgres, PostgresBuilder};
 pub use replicas::Replicas;

@@ -216,7 +216,7 @@ impl Table {
     }
 
     /// A setting of the table's SETTINGS clause.
-    fn own_setting(&self, name: &str) -> Option<String> {
+    pub(super) fn own_setting(&self, name: &str) -> Option<String> {
         let (_, settings) = self.engine_full.rsplit_once(" SETTINGS ")?;
         settings.split(',').find_map(|setting| {
             let (key, value) = setting.split_once('=')?;
