@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
+use super::disk;
 use super::place::{Place, Port};
 use super::process::{Launch, Process};
 use super::replicas::Member;
@@ -88,24 +89,32 @@ impl ClickHouse {
         if let Ok(url) = std::env::var(flavour.url_variable()) {
             return Self::external(flavour, &url).await;
         }
-        Self::launch(flavour, None).await
+        Self::launch(flavour, None, false).await
+    }
+
+    /// Starts a server whose disk can be filled. Dropping the future ends the server.
+    pub async fn start_on_small_disk(flavour: Flavour) -> Result<Self> {
+        Self::launch(flavour, None, true).await
     }
 
     /// Starts a server of 18.16 that is one of several replicas.
     pub(super) async fn start_replica(member: Member) -> Result<Self> {
-        Self::launch(Flavour::V18, Some(member)).await
+        Self::launch(Flavour::V18, Some(member), false).await
     }
 
-    async fn launch(flavour: Flavour, member: Option<Member>) -> Result<Self> {
+    async fn launch(flavour: Flavour, member: Option<Member>, is_small: bool) -> Result<Self> {
         let place = Place::create(None)?;
         let port = Port::lease()?;
-        let launch = match flavour {
+        let mut launch = match flavour {
             Flavour::V18 => {
                 let more = member.as_ref().map(Member::config_xml);
                 launch_18(&place, &port, &more.unwrap_or_default())?
             }
             Flavour::V26 => launch_26(&place, &port)?,
         };
+        if is_small {
+            launch = disk::with_small_disk(launch, &place.path().join("data"))?;
+        }
         let url = format!("http://127.0.0.1:{}", port.number);
         let own = Own {
             process: Process::new(launch),
@@ -265,6 +274,18 @@ impl ClickHouse {
     /// Ends a pause.
     pub fn resume(&self) -> Result<()> {
         self.own("resuming")?.process.resume()
+    }
+
+    /// Leaves no byte free on the disk of a server that was started on a small one.
+    pub fn fill_disk(&self) -> Result<()> {
+        let pid = self.pid().context("the server does not run")?;
+        disk::fill(pid, &self.dir()?.join("data"))
+    }
+
+    /// Takes away what [`ClickHouse::fill_disk`] filled it with.
+    pub fn free_disk(&self) -> Result<()> {
+        let pid = self.pid().context("the server does not run")?;
+        disk::free(pid, &self.dir()?.join("data"))
     }
 
     /// Starts again on the same port and data: after a stop or kill, or by stopping first.

@@ -7,6 +7,7 @@
 //! error naming `make setup`.
 
 mod clickhouse;
+mod disk;
 mod keeper;
 mod pgbouncer;
 mod place;

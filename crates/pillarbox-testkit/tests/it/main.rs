@@ -9,6 +9,7 @@ mod clickhouse_sink;
 mod conformance_clickhouse;
 mod conformance_fakes;
 mod conformance_postgres;
+mod destination;
 mod documents;
 mod doubling;
 mod hidden;
