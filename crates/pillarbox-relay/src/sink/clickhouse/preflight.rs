@@ -260,7 +260,8 @@ impl Choice {
         let obstacle = match obstacle(server, table, targets) {
             None => {
                 let reason = format!("the table remembers the tokens of {} blocks", window.blocks);
-                return chosen(Guarantee::Token, reason, Vec::new());
+                let blind = (!batch).then(|| blind(table, window));
+                return chosen(Guarantee::Token, reason, blind.into_iter().collect());
             }
             Some(obstacle) => obstacle,
         };
@@ -287,6 +288,18 @@ impl Choice {
             obstacle.remedy
         )))
     }
+}
+
+/// What a token alone cannot do: nobody is told when the table forgets it.
+fn blind(table: &Table, window: Window) -> String {
+    format!(
+        "without the column batch a lost answer is settled by its token alone, which {} forgets after \
+         {} blocks: other writers must stay below a block a second, and an outage of the relay longer \
+         than that stops the sink; ALTER TABLE {} ADD COLUMN batch UInt64",
+        table.shown(),
+        window.blocks,
+        sql::table(&table.database, &table.name)
+    )
 }
 
 /// Why tokens do not work here.

@@ -170,8 +170,13 @@ async fn extra_columns_are_reported() -> Result<()> {
     let sink = sink(&server, "events")?;
     let plan = sink.prepare(&outbox()).await?;
     let warnings = &plan.report().warnings;
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("region"));
+    // Nobody is told when the table forgets a token.
+    assert!(
+        warnings[1].contains("ADD COLUMN batch UInt64"),
+        "{warnings:?}"
+    );
     let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US + 1)])?;
     deliver(&sink, &plan, &batch, &blocks).await?;
     let row = server
