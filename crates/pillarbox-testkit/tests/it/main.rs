@@ -12,6 +12,7 @@ mod conformance_postgres;
 mod destination;
 mod documents;
 mod doubling;
+mod faults;
 mod hidden;
 mod killed;
 mod ledger;

@@ -10,6 +10,7 @@ use pillarbox_relay::schema::LOCK_CLASS;
 use pillarbox_relay::schema::registry::{self, Start};
 use pillarbox_relay::source::{Session, SourceError};
 use pillarbox_testkit::servers::{PgVersion, Postgres, eventually};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::outbox::{
@@ -209,12 +210,16 @@ async fn a_stalled_publisher_survives_full_turns_of_the_ring() -> Result<()> {
     Ok(())
 }
 
-/// Runs `tend`, and lets events be committed and the leaf's writers end between the first check and
-/// the lock. Gives what was committed and what was delivered.
-async fn commit_between_check_and_lock() -> Result<(Vec<Uuid>, Vec<Vec<Uuid>>)> {
-    let (outbox, mut committed) = turned(PgVersion::V15, 3).await?;
-    let mut drain = outbox.drain(SINK).await?;
-    let mut batches = drain.all(100).await?;
+/// A tenure that is held at a step of tending.
+pub(crate) struct Paused {
+    step: &'static str,
+    drain: Arc<Drain>,
+    go: mpsc::Sender<()>,
+    tending: JoinHandle<Result<(), SourceError>>,
+}
+
+/// Tends until `step` is reached. Needs a runtime of several threads: the step blocks one.
+pub(crate) async fn paused_at(step: &'static str, drain: Drain) -> Result<Paused> {
     let (reached, at_step) = mpsc::channel::<()>();
     let (go, may_go) = mpsc::channel::<()>();
     let may_go = std::sync::Mutex::new(may_go);
@@ -222,20 +227,52 @@ async fn commit_between_check_and_lock() -> Result<(Vec<Uuid>, Vec<Vec<Uuid>>)> 
         let _ = reached.send(());
         let _ = may_go.lock().map(|may_go| may_go.recv_timeout(DEADLINE));
     };
-    fail::cfg_callback("leaf-checked", paused).map_err(anyhow::Error::msg)?;
+    fail::cfg_callback(step, paused).map_err(anyhow::Error::msg)?;
     let drain = Arc::new(drain);
     let tending = tokio::spawn({
         let drain = Arc::clone(&drain);
         async move { drain.session.tend().await }
     });
-    tokio::task::spawn_blocking(move || at_step.recv_timeout(DEADLINE)).await??;
+    tokio::task::spawn_blocking(move || at_step.recv_timeout(DEADLINE))
+        .await?
+        .with_context(|| format!("{step} was not reached"))?;
+    Ok(Paused {
+        step,
+        drain,
+        go,
+        tending,
+    })
+}
+
+impl Paused {
+    /// Lets it go on; gives how the tending ended.
+    async fn ended(self) -> Result<(Drain, Result<(), SourceError>)> {
+        fail::remove(self.step);
+        self.go.send(())?;
+        let ended = tokio::time::timeout(DEADLINE, self.tending).await??;
+        let drain = Arc::into_inner(self.drain).context("the only holder")?;
+        Ok((drain, ended))
+    }
+
+    /// Lets it go on to a good end.
+    pub(crate) async fn go_on(self) -> Result<Drain> {
+        let (drain, ended) = self.ended().await?;
+        ended?;
+        Ok(drain)
+    }
+}
+
+/// Runs `tend`, and lets events be committed and the leaf's writers end between the first check and
+/// the lock. Gives what was committed and what was delivered.
+async fn commit_between_check_and_lock(version: PgVersion) -> Result<(Vec<Uuid>, Vec<Vec<Uuid>>)> {
+    let (outbox, mut committed) = turned(version, 3).await?;
+    let mut drain = outbox.drain(SINK).await?;
+    let mut batches = drain.all(100).await?;
+    let paused = paused_at("leaf-checked", drain).await?;
     outbox.turn_to(0).await?;
     committed.extend(outbox.publish(4).await?);
     outbox.turn_to(1).await?;
-    fail::remove("leaf-checked");
-    go.send(())?;
-    tokio::time::timeout(DEADLINE, tending).await???;
-    let mut drain = Arc::into_inner(drain).context("the only holder")?;
+    let mut drain = paused.go_on().await?;
     batches.extend(drain.all(100).await?);
     Ok((committed, batches))
 }
@@ -243,8 +280,10 @@ async fn commit_between_check_and_lock() -> Result<(Vec<Uuid>, Vec<Vec<Uuid>>)> 
 /// INV-8: the check under the lock sees what was committed after the first one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_commits_before_the_lock_is_kept() -> Result<()> {
-    let (committed, batches) = commit_between_check_and_lock().await?;
-    exactly_once(&committed, &batches);
+    for version in VERSIONS {
+        let (committed, batches) = commit_between_check_and_lock(version).await?;
+        exactly_once(&committed, &batches);
+    }
     Ok(())
 }
 
@@ -252,7 +291,7 @@ async fn what_commits_before_the_lock_is_kept() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn negative_control_without_the_check_under_the_lock_events_are_lost() -> Result<()> {
     fail::cfg("skip-check-under-lock", "return").map_err(anyhow::Error::msg)?;
-    let (committed, batches) = commit_between_check_and_lock().await?;
+    let (committed, batches) = commit_between_check_and_lock(PgVersion::V15).await?;
     let delivered: usize = batches.iter().map(Vec::len).sum();
     assert_eq!(committed.len() - delivered, 4);
     Ok(())
@@ -270,72 +309,64 @@ async fn a_crash_at_each_step_of_the_ring_loses_nothing() -> Result<()> {
         "leaf-truncated",
         "leaf-emptied",
     ];
-    let server = Postgres::builder().durable().start().await?;
-    let mut outbox = Outbox::on(server).await?;
-    let always = "update pillarbox.settings set leaf_bytes_max = 1";
-    outbox.admin.batch_execute(always).await?;
-    let (mut committed, mut batches) = (Vec::new(), Vec::new());
-    for step in STEPS {
-        committed.extend(outbox.publish(5).await?);
+    for version in VERSIONS {
+        let server = Postgres::builder().version(version).durable();
+        let mut outbox = Outbox::on(server.start().await?).await?;
+        let always = "update pillarbox.settings set leaf_bytes_max = 1";
+        outbox.admin.batch_execute(always).await?;
+        let (mut committed, mut batches) = (Vec::new(), Vec::new());
+        for step in STEPS {
+            committed.extend(outbox.publish(5).await?);
+            let mut drain = outbox.drain(SINK).await?;
+            batches.extend(drain.all(100).await?);
+            // Not done, in the leaf that the ring stands on.
+            committed.extend(outbox.publish(3).await?);
+            if step != "ring-turned" {
+                let next = (outbox.slot().await? + 1) % 4;
+                outbox.turn_to(next).await?;
+                batches.extend(drain.all(100).await?);
+            }
+            let paused = paused_at(step, drain).await?;
+            outbox.server.kill()?;
+            let (_, ended) = paused.ended().await?;
+            if let Err(error) = &ended {
+                assert!(matches!(error, SourceError::Lost(..)), "{step}: {error}");
+            }
+            outbox.server.restart().await?;
+            outbox.reconnect().await?;
+            let drain = outbox.drain(SINK).await?;
+            drain.session.tend().await?;
+        }
         let mut drain = outbox.drain(SINK).await?;
         batches.extend(drain.all(100).await?);
-        // Not done, in the leaf that the ring stands on.
-        committed.extend(outbox.publish(3).await?);
-        if step != "ring-turned" {
-            let next = (outbox.slot().await? + 1) % 4;
-            outbox.turn_to(next).await?;
-            batches.extend(drain.all(100).await?);
-        }
-        let (reached, at_step) = mpsc::channel::<()>();
-        let (go, may_go) = mpsc::channel::<()>();
-        let may_go = std::sync::Mutex::new(may_go);
-        let paused = move || {
-            let _ = reached.send(());
-            let _ = may_go.lock().map(|may_go| may_go.recv_timeout(DEADLINE));
-        };
-        fail::cfg_callback(step, paused).map_err(anyhow::Error::msg)?;
-        let tending = tokio::spawn(async move { drain.session.tend().await });
-        tokio::task::spawn_blocking(move || at_step.recv_timeout(DEADLINE))
-            .await?
-            .with_context(|| format!("{step} was not reached"))?;
-        outbox.server.kill()?;
-        fail::remove(step);
-        go.send(())?;
-        let ended = tokio::time::timeout(DEADLINE, tending).await??;
-        if let Err(error) = &ended {
-            assert!(matches!(error, SourceError::Lost(..)), "{step}: {error}");
-        }
-        outbox.server.restart().await?;
-        outbox.reconnect().await?;
-        let drain = outbox.drain(SINK).await?;
-        drain.session.tend().await?;
+        exactly_once(&committed, &batches);
     }
-    let mut drain = outbox.drain(SINK).await?;
-    batches.extend(drain.all(100).await?);
-    exactly_once(&committed, &batches);
     Ok(())
 }
 
 /// A reader of the whole outbox delays truncation and is itself never in the way of a publisher.
 #[tokio::test]
 async fn an_analyst_only_delays_a_truncation() -> Result<()> {
-    let (outbox, _) = turned(PgVersion::V15, 10).await?;
-    let mut drain = outbox.drain(SINK).await?;
-    drain.all(100).await?;
-    let analyst = outbox.server.connect().await?;
-    let read = "begin isolation level repeatable read; select count(*) from pillarbox.event";
-    analyst.batch_execute(read).await?;
-    let strict = outbox.server.connect().await?;
-    strict.batch_execute("set lock_timeout = '1s'").await?;
-    drain.session.tend().await?;
-    publish(&strict, 1).await?;
-    assert!(!outbox.is_empty(0).await?);
-    let seen: i64 = value(&analyst, "select count(*) from pillarbox.event").await?;
-    assert_eq!(seen, 10, "what it saw stays");
-    analyst.batch_execute("commit").await?;
-    drain.all(100).await?;
-    drain.session.tend().await?;
-    assert!(outbox.is_empty(0).await?);
+    for version in VERSIONS {
+        let (outbox, mut committed) = turned(version, 10).await?;
+        let mut drain = outbox.drain(SINK).await?;
+        let mut batches = drain.all(100).await?;
+        let analyst = outbox.server.connect().await?;
+        let read = "begin isolation level repeatable read; select count(*) from pillarbox.event";
+        analyst.batch_execute(read).await?;
+        let strict = outbox.server.connect().await?;
+        strict.batch_execute("set lock_timeout = '1s'").await?;
+        drain.session.tend().await?;
+        committed.extend(publish(&strict, 1).await?);
+        assert!(!outbox.is_empty(0).await?);
+        let seen: i64 = value(&analyst, "select count(*) from pillarbox.event").await?;
+        assert_eq!(seen, 10, "what it saw stays");
+        analyst.batch_execute("commit").await?;
+        batches.extend(drain.all(100).await?);
+        drain.session.tend().await?;
+        assert!(outbox.is_empty(0).await?);
+        exactly_once(&committed, &batches);
+    }
     Ok(())
 }
 
@@ -361,8 +392,8 @@ async fn an_idle_tenure_writes_nothing() -> Result<()> {
         idle(&outbox, &drain, "a held snapshot").await?;
         let hour = "update pillarbox.settings set retention = '1 hour'";
         outbox.admin.batch_execute(hour).await?;
-        outbox.publish(10).await?;
-        drain.all(100).await?;
+        let committed = outbox.publish(10).await?;
+        let batches = drain.all(100).await?;
         outbox.turn_to(1).await?;
         drain.session.tend().await?;
         idle(&outbox, &drain, "a leaf within its retention").await?;
@@ -378,6 +409,7 @@ async fn an_idle_tenure_writes_nothing() -> Result<()> {
         assert!(outbox.is_empty(0).await?);
         outbox.admin.batch_execute(none).await?;
         idle(&outbox, &drain, "the smallest leaf").await?;
+        exactly_once(&committed, &batches);
     }
     Ok(())
 }

@@ -28,6 +28,14 @@ pub(crate) const KILLED: i32 = 9;
 pub(crate) const SINK: &str = "clickhouse";
 pub(crate) const TABLE: &str = "events";
 
+/// The oldest with the oldest, the newest with the newest: each server is met in both ages.
+pub(crate) fn version_for(flavour: Flavour) -> PgVersion {
+    match flavour {
+        Flavour::V18 => PgVersion::V15,
+        Flavour::V26 => PgVersion::V18,
+    }
+}
+
 /// Servers and a registered sink.
 pub(crate) struct Scene {
     pub(crate) postgres: Postgres,
@@ -37,9 +45,9 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// The recommended table on PostgreSQL 15.
+    /// The recommended table on the PostgreSQL that goes with it.
     pub(crate) async fn start(flavour: Flavour) -> Result<Self> {
-        Self::on(Postgres::start(PgVersion::V15).await?, flavour).await
+        Self::on(Postgres::start(version_for(flavour)).await?, flavour).await
     }
 
     /// The recommended table.

@@ -353,6 +353,7 @@ async fn a_giant_transaction_is_cut_into_batches_that_can_be_rebuilt() -> Result
     drop(drain);
     let drain = outbox.drain("main").await?;
     assert_eq!(drain.unfinished.len(), sealed.len());
+    let mut batches = Vec::new();
     for (stored, batch) in drain.unfinished.iter().zip(&sealed) {
         assert_eq!(stored.span, batch.span);
         assert_eq!(stored.blocks, batch.blocks);
@@ -360,7 +361,9 @@ async fn a_giant_transaction_is_cut_into_batches_that_can_be_rebuilt() -> Result
         assert_eq!(again.events.len() as u64, batch.rows);
         assert_eq!(again.digest(), batch.digest);
         assert_eq!(again.cut(), None, "nothing follows inside of the span");
+        batches.push(again.events.iter().map(|(_, id)| *id).collect());
     }
+    exactly_once(&outbox.event_ids().await?, &batches);
     Ok(())
 }
 

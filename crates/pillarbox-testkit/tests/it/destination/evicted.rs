@@ -3,10 +3,10 @@
 
 use anyhow::{Result, ensure};
 use pillarbox_testkit::oracle::Oracle;
-use pillarbox_testkit::servers::{Flavour, PgVersion, Postgres};
+use pillarbox_testkit::servers::{Flavour, Postgres};
 
 use super::*;
-use crate::scene::{SINK, TABLE};
+use crate::scene::{SINK, TABLE, version_for};
 
 /// The recommended columns without the one that lets a relay look.
 const BLIND_COLUMNS: &str = "event_id UUID, event_type String, event_date_time DateTime64(6, 'UTC'), \
@@ -29,7 +29,7 @@ async fn crowd_out(scene: &Scene) -> Result<()> {
 
 /// A table on 26.9 that remembers few tokens.
 async fn forgetful(columns: &str, window: u32) -> Result<Scene> {
-    let postgres = Postgres::start(PgVersion::V15).await?;
+    let postgres = Postgres::start(version_for(Flavour::V26)).await?;
     let scene = Scene::without_table(postgres, Flavour::V26).await?;
     let create = format!(
         "create table {TABLE} ({columns}) engine = MergeTree partition by toYYYYMM(event_date_time) \

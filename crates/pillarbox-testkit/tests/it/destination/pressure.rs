@@ -2,10 +2,10 @@
 //! partitions.
 
 use anyhow::{Result, ensure};
-use pillarbox_testkit::servers::{Flavour, PgVersion, Postgres};
+use pillarbox_testkit::servers::{Flavour, Postgres};
 
 use super::*;
-use crate::scene::{SINK, TABLE};
+use crate::scene::{SINK, TABLE, version_for};
 use crate::traffic::Traffic;
 
 /// The recommended columns of 26.9.
@@ -22,7 +22,7 @@ fn columns(flavour: Flavour) -> &'static str {
 
 /// Merges are stopped, and the table refuses what comes on top.
 async fn too_many_parts(flavour: Flavour) -> Result<()> {
-    let postgres = Postgres::start(PgVersion::V15).await?;
+    let postgres = Postgres::start(version_for(flavour)).await?;
     let scene = Scene::without_table(postgres, flavour).await?;
     let window = match flavour {
         Flavour::V18 => "",
@@ -71,7 +71,7 @@ async fn inv_2_too_many_parts_on_clickhouse_26() -> Result<()> {
 /// made again as it was.
 #[tokio::test]
 async fn inv_2_too_many_partitions_for_a_block() -> Result<()> {
-    let postgres = Postgres::start(PgVersion::V15).await?;
+    let postgres = Postgres::start(version_for(Flavour::V26)).await?;
     let scene = Scene::without_table(postgres, Flavour::V26).await?;
     let create = |partition: &str| {
         format!(

@@ -2,16 +2,16 @@
 
 use anyhow::{Result, ensure};
 use pillarbox_relay::sink::clickhouse::CreateOptions;
-use pillarbox_testkit::servers::{Flavour, PgVersion, Postgres};
+use pillarbox_testkit::servers::{Flavour, Postgres};
 
 use super::*;
-use crate::scene::{SINK, TABLE};
+use crate::scene::{SINK, TABLE, version_for};
 use crate::traffic::Traffic;
 
 async fn full_for_a_while(flavour: Flavour) -> Result<()> {
     let (clickhouse, postgres) = tokio::try_join!(
         ClickHouse::start_on_small_disk(flavour),
-        Postgres::start(PgVersion::V15)
+        Postgres::start(version_for(flavour))
     )?;
     let scene = Scene::beside(postgres, clickhouse).await?;
     scene.sink(TABLE)?.create(&CreateOptions::default()).await?;

@@ -8,7 +8,7 @@ use pillarbox_testkit::oracle::Oracle;
 use pillarbox_testkit::servers::{Flavour, PgVersion, Postgres};
 use tokio_postgres::Client;
 
-use crate::scene::{PATIENCE, SINK, Scene, TABLE};
+use crate::scene::{PATIENCE, SINK, Scene, TABLE, version_for};
 use crate::traffic::Event;
 
 const NOON_US: i64 = 1_795_176_000_000_000;
@@ -148,7 +148,7 @@ async fn same_contexts(scene: &Scene, events: &[Event]) -> Result<()> {
 }
 
 async fn five_columns(flavour: Flavour) -> Result<()> {
-    let postgres = Postgres::start(PgVersion::V15).await?;
+    let postgres = Postgres::start(version_for(flavour)).await?;
     let scene = Scene::without_table(postgres, flavour).await?;
     let window = match flavour {
         Flavour::V18 => "",

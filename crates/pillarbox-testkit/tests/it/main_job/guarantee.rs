@@ -5,9 +5,9 @@ use std::os::unix::process::ExitStatusExt as _;
 
 use anyhow::{Result, ensure};
 use pillarbox_testkit::oracle::{Oracle, Verdict};
-use pillarbox_testkit::servers::{Flavour, PgVersion, Postgres};
+use pillarbox_testkit::servers::{Flavour, Postgres};
 
-use crate::scene::{KILLED, PATIENCE, SINK, Scene, TABLE};
+use crate::scene::{KILLED, PATIENCE, SINK, Scene, TABLE, version_for};
 use crate::traffic::{Event, Way, commit};
 
 const NOON_US: i64 = 1_795_176_000_000_000;
@@ -17,7 +17,7 @@ const COLUMNS: &str = "event_id UUID, event_type String, event_date_time DateTim
                        environment String, event_context String, metadata_version UInt64";
 
 async fn scene(flavour: Flavour, window: u32) -> Result<Scene> {
-    let postgres = Postgres::start(PgVersion::V15).await?;
+    let postgres = Postgres::start(version_for(flavour)).await?;
     let scene = Scene::without_table(postgres, flavour).await?;
     let (columns, settings) = match flavour {
         Flavour::V18 => (

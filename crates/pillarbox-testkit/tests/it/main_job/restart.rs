@@ -5,7 +5,7 @@
 use anyhow::Result;
 use pillarbox_testkit::servers::{Flavour, Postgres};
 
-use crate::scene::Scene;
+use crate::scene::{Scene, version_for};
 use crate::traffic::Traffic;
 
 #[derive(Clone, Copy)]
@@ -16,6 +16,7 @@ enum End {
 
 async fn postgres_goes_away(flavour: Flavour, end: End, times: u32) -> Result<()> {
     let postgres = Postgres::builder()
+        .version(version_for(flavour))
         .durable()
         // Asynchronous commits stay in memory for longer, so that a crash takes some with it.
         .setting("wal_writer_delay", "500ms")
