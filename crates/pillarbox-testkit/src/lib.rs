@@ -1,7 +1,9 @@
 //! What the tests, the demo and the benchmarks stand on: real servers, started for one process.
 
+pub mod chaos;
 pub mod conformance;
 pub mod fake;
 pub mod oracle;
 pub mod proxy;
+pub mod publish;
 pub mod servers;

@@ -1,11 +1,17 @@
 //! The relay with failpoints, for tests that kill it: the real spine, source and sink.
 //!
 //! `FAILPOINTS` names the step at which it ends as by `kill -9`; the other variables say what it
-//! works on. Exits with 0 after a clean stop or a whole drain.
+//! works on. Exits with 0 after a clean stop or a whole drain. Where `COUNTS` names a file, each
+//! increment of a counter is a line of it, which outlives a kill.
 
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder};
+use metrics::{SharedString, Unit};
 use pillarbox_relay::batch::Limits;
 use pillarbox_relay::clock::SystemClock;
 use pillarbox_relay::postgres::parse_url;
@@ -22,6 +28,11 @@ async fn main() -> Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    if let Ok(path) = std::env::var("COUNTS") {
+        let file = File::options().create(true).append(true).open(path)?;
+        let set = metrics::set_global_recorder(Counts(Arc::new(file)));
+        set.map_err(|_| anyhow::anyhow!("a recorder of metrics is set"))?;
+    }
     let takeover_after = Duration::from_millis(number("TAKEOVER_MS", 15_000)?);
     let postgres = parse_url(&variable("DATABASE_URL")?)?;
     let source = PostgresSource::new(postgres, &variable("SINK")?, takeover_after);
@@ -72,5 +83,47 @@ fn number(name: &str, default: u64) -> Result<u64> {
             .parse()
             .with_context(|| format!("{name} is not a number: {text}")),
         Err(_) => Ok(default),
+    }
+}
+
+/// Writes counters, and nothing else, to a file.
+struct Counts(Arc<File>);
+
+/// One of them.
+struct Count {
+    name: String,
+    file: Arc<File>,
+}
+
+impl CounterFn for Count {
+    fn increment(&self, value: u64) {
+        // In one write, so that lines stay whole; a count that cannot be written is not counted.
+        let line = format!("{} {value}\n", self.name);
+        let _ = (&*self.file).write_all(line.as_bytes());
+    }
+
+    fn absolute(&self, _value: u64) {}
+}
+
+impl Recorder for Counts {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(Arc::new(Count {
+            name: key.name().to_owned(),
+            file: Arc::clone(&self.0),
+        }))
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
     }
 }

@@ -13,6 +13,7 @@ mod pgbouncer;
 mod place;
 mod postgres;
 mod process;
+mod program;
 mod replicas;
 mod tools;
 
@@ -21,6 +22,7 @@ pub use keeper::Keeper;
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub(crate) use place::Port;
 pub use postgres::{PgVersion, Postgres, PostgresBuilder};
+pub use program::Program;
 pub use replicas::Replicas;
 
 use std::future::Future;

@@ -206,7 +206,8 @@ impl Process {
         &self.launch.name
     }
 
-    fn reap(&self) -> Result<Option<ExitStatus>> {
+    /// The status of a process that has ended.
+    pub(crate) fn reap(&self) -> Result<Option<ExitStatus>> {
         let mut slot = self.slot();
         let Some(child) = slot.as_mut() else {
             return Ok(None);

@@ -5,21 +5,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::Result;
 use pillarbox::RawEvent;
 use pillarbox_testkit::oracle::{Content, Published};
+use pillarbox_testkit::publish::ODD_CONTEXTS;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use uuid::Uuid;
 
 use crate::record::now_us;
-
-/// JSON that is only equal byte for byte: spaces, key order, doubled keys, escapes, numbers.
-const ODD: [&str; 6] = [
-    r#"{"total": 12.50, "currency" :"EUR"}"#,
-    r#"{"b":1,"a":2,"b":3}"#,
-    r#"{"nul":"\u0000","tab":"\t","slash":"\/","back":"\\N"}"#,
-    "{\n\t\"lines\": [1e400, -0.0, 1E+2]\n}",
-    r#"{"name":"Zoë 📮 Łódź","quote":"\"it's\""}"#,
-    r#"[null, true, "text", 18446744073709551616]"#,
-];
 
 /// Some events happened long before they are published, in another month and partition.
 const LATE: Duration = Duration::from_secs(40 * 24 * 3600);
@@ -55,7 +46,7 @@ impl Maker {
 
     pub(crate) fn event(&mut self, event_type: &str) -> Result<Made> {
         let context = match self.count(0..4) {
-            0 => ODD[self.count(0..ODD.len())].to_owned(),
+            0 => ODD_CONTEXTS[self.count(0..ODD_CONTEXTS.len())].to_owned(),
             _ => self.order(),
         };
         self.made(event_type, context, now_us())

@@ -292,6 +292,12 @@ impl Postgres {
         Ok(())
     }
 
+    /// Stops as `pg_ctl stop -m immediate` does: sessions are cut, the next start recovers.
+    pub async fn abort(&self) -> Result<()> {
+        self.own("aborting")?.process.stop(Signal::QUIT).await?;
+        Ok(())
+    }
+
     /// `kill -9` of the server and all its backends. What was not in the kernel is gone.
     pub fn kill(&self) -> Result<()> {
         self.own("killing")?.process.kill()

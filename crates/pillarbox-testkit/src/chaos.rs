@@ -1,0 +1,211 @@
+//! Random faults of all kinds on real servers under load, then every event compared.
+//!
+//! Two relays deliver what several publishers commit, through proxies; processes, network and sessions
+//! break at the same time, in an order that the seed decides. In the end all is healed, drained and
+//! compared row by row (INV-1, INV-2).
+
+mod config;
+mod fault;
+mod kind;
+mod load;
+mod outcome;
+mod stage;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+pub use config::Config;
+use fault::Hand;
+use kind::{Lane, Tally};
+use load::Load;
+pub use outcome::Outcome;
+use stage::Stage;
+
+use crate::oracle::{Oracle, read_clickhouse};
+
+/// How much longer than planned faults may go on until each kind happened often enough.
+const OVERTIME: Duration = Duration::from_secs(90);
+
+/// How long everything may take to arrive when nothing breaks any more.
+const ARRIVAL_MAX: Duration = Duration::from_secs(180);
+
+/// Between two lines of progress.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+/// How often a relay that ended by itself is looked for, as a supervisor does.
+const SUPERVISE_EVERY: Duration = Duration::from_millis(250);
+
+/// Below this length of a run, faults are shorter too.
+const FULL_SECONDS: f64 = 60.0;
+
+/// Runs the whole: an error where the laboratory itself fails, else what was found.
+///
+/// Dropping the future ends everything that was started.
+pub async fn run(config: &Config) -> Result<Outcome> {
+    let stage = Stage::start(config).await?;
+    stage.say(&format!(
+        "chaos: seed {}, {} s, {:?}",
+        config.seed,
+        config.duration.as_secs(),
+        config.flavour
+    ));
+    for relay in &stage.relays {
+        relay.start()?;
+    }
+    let mut load = Load::start(&stage, config.seed).await?;
+    let tally = Tally::new(config.flavour, config.duration);
+    let oracle = Arc::clone(&load.oracle);
+    let broken = tokio::select! {
+        broken = break_things(config, &stage, &tally, &oracle) => broken,
+        failed = load.failed() => failed,
+        failed = supervise(&stage) => failed,
+        never = progress(&stage, &tally, &oracle) => never,
+    };
+    broken.map_err(|error| error.context(tails(&stage)))?;
+    stage.heal().await?;
+    let takeovers = stage.takeovers().await?;
+    stage.say("healed; waiting until everything has arrived");
+    let oracle = load.finish(&stage.postgres).await?;
+    arrive(&stage, &oracle).await?;
+    stage.stop_relays().await?;
+    stage.drain().await?;
+    let dead = dead_letters(&stage).await?;
+    let found = read_clickhouse(&stage.clickhouse, stage::TABLE, stage.precision()).await?;
+    let endings = stage
+        .relays
+        .iter()
+        .map(|relay| relay.endings.load(Ordering::Relaxed));
+    Ok(Outcome {
+        seed: config.seed,
+        duration: config.duration,
+        faults: tally.total(),
+        missing: tally.missing(),
+        unknown: stage.unknown(),
+        resent: stage.resent(),
+        takeovers,
+        relays_ended: endings.sum(),
+        verdict: oracle.verdict(&found, &dead),
+    })
+}
+
+/// All lanes at once, until the time is over and each kind has happened often enough.
+async fn break_things(
+    config: &Config,
+    stage: &Stage,
+    tally: &Tally,
+    oracle: &Oracle,
+) -> Result<()> {
+    let [processes, network, sessions] = Lane::ALL;
+    tokio::try_join!(
+        lane(processes, config, stage, tally, oracle),
+        lane(network, config, stage, tally, oracle),
+        lane(sessions, config, stage, tally, oracle),
+    )?;
+    Ok(())
+}
+
+async fn lane(
+    lane: Lane,
+    config: &Config,
+    stage: &Stage,
+    tally: &Tally,
+    oracle: &Oracle,
+) -> Result<()> {
+    let end = Instant::now() + config.duration;
+    let seconds = config.duration.as_secs_f64();
+    let scale = (seconds / FULL_SECONDS).clamp(0.3, 1.0);
+    let mut hand = Hand {
+        stage,
+        oracle,
+        random: StdRng::seed_from_u64(config.seed.wrapping_add(lane as u64)),
+        scale,
+        is_long: seconds > 2.0 * FULL_SECONDS,
+    };
+    loop {
+        let now = Instant::now();
+        let is_enough = tally.is_enough(lane, config.flavour);
+        if now >= end && (is_enough || now >= end + OVERTIME) {
+            return Ok(());
+        }
+        let kind = tally.next(lane, config.flavour, &mut hand.random);
+        let inflicted = hand.inflict(kind).await;
+        if let Some(text) = inflicted.with_context(|| kind.to_string())? {
+            tally.happened(kind);
+            stage.say(&format!("{kind} ({text})"));
+        }
+        let pause = Duration::from_millis(hand.random.random_range(100..1_000));
+        sleep(pause.mul_f64(scale)).await;
+    }
+}
+
+/// Starts a relay again that has ended by itself, as a supervisor does.
+async fn supervise(stage: &Stage) -> Result<()> {
+    loop {
+        sleep(SUPERVISE_EVERY).await;
+        for relay in &stage.relays {
+            let Ok(_down) = relay.down.try_lock() else {
+                continue;
+            };
+            if let Err(ended) = relay.program.check_alive() {
+                relay.endings.fetch_add(1, Ordering::Relaxed);
+                stage.say(&format!("relay {}: {ended:#}", relay.name));
+                relay.start()?;
+            }
+        }
+    }
+}
+
+async fn progress(stage: &Stage, tally: &Tally, oracle: &Oracle) -> Result<()> {
+    loop {
+        sleep(PROGRESS_EVERY).await;
+        let active = stage.active().map_or("none", |relay| relay.name);
+        stage.say(&format!(
+            "… published {}, faults {}, unknown {}, resent {}, active: {active}",
+            oracle.published(),
+            tally.total(),
+            stage.unknown(),
+            stage.resent(),
+        ));
+    }
+}
+
+/// Waits until the table holds as many rows as events were published; the verdict says what is amiss
+/// where it does not come to that.
+async fn arrive(stage: &Stage, oracle: &Oracle) -> Result<()> {
+    let (published, began) = (oracle.published(), Instant::now());
+    while began.elapsed() < ARRIVAL_MAX {
+        let dead = dead_letters(stage).await?.len() as u64;
+        if stage.rows().await? + dead >= published {
+            return Ok(());
+        }
+        sleep(PROGRESS_EVERY / 10).await;
+    }
+    stage.say(&format!(
+        "not everything has arrived within {ARRIVAL_MAX:?}"
+    ));
+    Ok(())
+}
+
+/// Events that were set aside, where the schema knows dead letters.
+async fn dead_letters(stage: &Stage) -> Result<Vec<Uuid>> {
+    const KNOWN: &str = "select to_regclass('pillarbox.dead_letter') is not null";
+    const DEAD: &str = "select event_id from pillarbox.dead_letter where state <> 'delivered'";
+    let known = stage.postgres.query(KNOWN, &[]).await?;
+    if !known.first().is_some_and(|row| row.get(0)) {
+        return Ok(Vec::new());
+    }
+    let rows = stage.postgres.query(DEAD, &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+fn tails(stage: &Stage) -> String {
+    let tails = stage.relays.iter().map(|relay| relay.program.log_tail());
+    tails.collect::<Vec<_>>().join("\n")
+}
