@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test demo
+.PHONY: help setup lint test demo chaos
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ demo: setup ## Kill and restart under traffic, then compare every event (DEMO_SE
 # The dev profile: optimising every crate takes longer than it would save in one run.
 	@cargo build --locked --bins -p pillarbox-cli -p pillarbox-example-users -p pillarbox-example-demo
 	@"$${CARGO_TARGET_DIR:-target}/debug/demo"
+
+chaos: setup ## Break everything at random under load, then compare every event (CHAOS_SECONDS, CHAOS_SEED, CHAOS_ENGINE=18, CHAOS_LOGS)
+	@cargo build --locked --bins -p pillarbox-testkit
+	@"$${CARGO_TARGET_DIR:-target}/debug/chaos"
 
 tools := $(or $(PILLARBOX_TOOLS),$(if $(filter 0,$(shell id -u)),/var/cache/pillarbox,$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pillarbox))
 pillarbox = cargo run --quiet --release --locked -p pillarbox-cli --

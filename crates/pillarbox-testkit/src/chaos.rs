@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 pub use config::Config;
@@ -42,7 +42,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// How often a relay that ended by itself is looked for, as a supervisor does.
 const SUPERVISE_EVERY: Duration = Duration::from_millis(250);
 
-/// Below this length of a run, faults are shorter too.
+/// Below this length of a run, faults are shorter too, and the relays need not catch up by themselves.
 const FULL_SECONDS: f64 = 60.0;
 
 /// Runs the whole: an error where the laboratory itself fails, else what was found.
@@ -73,7 +73,9 @@ pub async fn run(config: &Config) -> Result<Outcome> {
     let takeovers = stage.takeovers().await?;
     stage.say("healed; waiting until everything has arrived");
     let oracle = load.finish(&stage.postgres).await?;
-    arrive(&stage, &oracle).await?;
+    if config.duration.as_secs_f64() >= FULL_SECONDS {
+        arrive(&stage, &oracle).await?;
+    }
     stage.stop_relays().await?;
     stage.drain().await?;
     let dead = dead_letters(&stage).await?;
@@ -118,31 +120,38 @@ async fn lane(
     tally: &Tally,
     oracle: &Oracle,
 ) -> Result<()> {
-    let end = Instant::now() + config.duration;
+    let began = Instant::now();
+    let end = began + config.duration;
     let seconds = config.duration.as_secs_f64();
-    let scale = (seconds / FULL_SECONDS).clamp(0.3, 1.0);
     let mut hand = Hand {
         stage,
         oracle,
         random: StdRng::seed_from_u64(config.seed.wrapping_add(lane as u64)),
-        scale,
+        scale: (seconds / FULL_SECONDS).clamp(0.3, 1.0),
         is_long: seconds > 2.0 * FULL_SECONDS,
     };
-    loop {
-        let now = Instant::now();
+    // Between them the relays work: what is always broken hides what breaks.
+    let slot = config.duration / tally.planned(lane, config.flavour);
+    for number in 0_u32.. {
+        let jitter = slot.mul_f64(hand.random.random_range(0.0..0.5));
         let is_enough = tally.is_enough(lane, config.flavour);
-        if now >= end && (is_enough || now >= end + OVERTIME) {
-            return Ok(());
+        let due = began + slot * number + jitter;
+        let over = if is_enough { end } else { end + OVERTIME };
+        if due.max(Instant::now()) >= over {
+            break;
         }
+        sleep_until(due).await;
         let kind = tally.next(lane, config.flavour, &mut hand.random);
+        if is_enough && Instant::now() + kind.lasts() > end {
+            continue;
+        }
         let inflicted = hand.inflict(kind).await;
         if let Some(text) = inflicted.with_context(|| kind.to_string())? {
             tally.happened(kind);
             stage.say(&format!("{kind} ({text})"));
         }
-        let pause = Duration::from_millis(hand.random.random_range(100..1_000));
-        sleep(pause.mul_f64(scale)).await;
     }
+    Ok(())
 }
 
 /// Starts a relay again that has ended by itself, as a supervisor does.

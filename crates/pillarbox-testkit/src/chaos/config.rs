@@ -24,6 +24,8 @@ pub struct Config {
     pub flavour: Flavour,
     /// The program `relay_under_test`.
     pub relay: PathBuf,
+    /// `CHAOS_LOGS`: a directory for the logs of the relays, which are kept then.
+    pub logs: Option<PathBuf>,
 }
 
 impl Config {
@@ -62,6 +64,7 @@ impl Config {
             duration: Duration::from_secs(seconds),
             flavour,
             relay,
+            logs: variable("CHAOS_LOGS")?.map(PathBuf::from),
         })
     }
 }

@@ -219,7 +219,11 @@ impl Hand<'_> {
     /// Between one or both relays and one of the servers.
     async fn disturb(&mut self, side: Side, wire: Wire) -> Result<Option<String>> {
         let stage = self.stage;
-        let active = stage.relays.iter().position(Relay::is_active).unwrap_or(0);
+        if side == Side::ClickHouse {
+            stage.becomes_active(|_| true, HIT_MAX).await;
+        }
+        let active = stage.relays.iter().position(Relay::is_active);
+        let active = active.unwrap_or(0);
         let targets = match self.random.random_range(0..10) {
             0 => vec![1 - active],
             1..4 => vec![0, 1],
@@ -287,12 +291,12 @@ impl Hand<'_> {
                 }
                 return Ok((format!("for {hold:?}"), hold));
             }
-            Wire::AnswersLost => (Faults::answers_lost(), String::new(), 500..3_000),
+            Wire::AnswersLost => (Faults::answers_lost(), String::new(), 1_000..4_000),
             // Longer than a statement may take, now and then.
             Wire::HalfOpen if side == Side::Postgres && self.is_long && self.chance(0.3) => {
                 (Faults::half_open(), String::new(), 11_000..15_000)
             }
-            Wire::HalfOpen => (Faults::half_open(), String::new(), 500..4_000),
+            Wire::HalfOpen => (Faults::half_open(), String::new(), 1_000..4_000),
             Wire::Late => {
                 let delay = Duration::from_millis(self.random.random_range(20..700));
                 let fault = Fault {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
+use super::stage::TAKEOVER_AFTER;
 use crate::servers::Flavour;
 
 /// Seconds in which each kind must happen once: three times in 300.
@@ -98,6 +99,14 @@ impl Kind {
         }
     }
 
+    /// How long it takes at least, where that is long.
+    pub(super) fn lasts(self) -> Duration {
+        match self {
+            Self::RelayFrozen => TAKEOVER_AFTER,
+            _ => Duration::ZERO,
+        }
+    }
+
     pub(super) fn all(flavour: Flavour) -> Vec<Self> {
         let lanes = Lane::ALL.into_iter();
         lanes.flat_map(|lane| Self::of(lane, flavour)).collect()
@@ -177,6 +186,13 @@ impl Tally {
         let done = self.done();
         let enough = |kind: &Kind| done.get(kind).is_some_and(|count| *count >= self.demand);
         Kind::of(lane, flavour).iter().all(enough)
+    }
+
+    /// How many faults of `lane` are planned: each kind once more than it must happen, since some will
+    /// hit nothing.
+    pub(super) fn planned(&self, lane: Lane, flavour: Flavour) -> u32 {
+        let kinds = u32::try_from(Kind::of(lane, flavour).len()).unwrap_or(u32::MAX);
+        kinds.saturating_mul(self.demand.saturating_add(1))
     }
 
     /// Kinds that happened too seldom.

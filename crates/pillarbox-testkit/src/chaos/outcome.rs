@@ -24,6 +24,16 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What the comparison found.
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// How many faults happened.
+    pub fn faults(&self) -> u32 {
+        self.faults
+    }
+
     /// Why the run counts as failed; empty when all holds.
     pub fn complaints(&self) -> Vec<String> {
         let mut found = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -129,7 +129,9 @@ impl Stage {
             tokio::try_join!(postgres.start(), ClickHouse::start(config.flavour))?;
         install(&postgres, &clickhouse).await?;
         let sends = Sends::default();
-        let relay = |name| relay(name, config, &dir, &postgres, &clickhouse, &sends);
+        let logs = config.logs.as_deref().unwrap_or(dir.path());
+        std::fs::create_dir_all(logs)?;
+        let relay = |name| relay(name, config, logs, &postgres, &clickhouse, &sends);
         let relays = [relay("a")?, relay("b")?];
         let mut environment = environment(&clickhouse, INSERT_TIMEOUT)?;
         environment.push(("DATABASE_URL".to_owned(), postgres.url().to_owned()));
@@ -138,7 +140,7 @@ impl Stage {
             clickhouse.url_with_credentials()?,
         ));
         environment.push(("MODE".to_owned(), "drain".to_owned()));
-        let log = dir.path().join("drain.log");
+        let log = logs.join("drain.log");
         let drain = Program::new("the drain", &config.relay, environment, &log);
         Ok(Self {
             relays,
@@ -283,7 +285,7 @@ async fn install(postgres: &Postgres, clickhouse: &ClickHouse) -> Result<()> {
 fn relay(
     name: &'static str,
     config: &Config,
-    dir: &TempDir,
+    logs: &Path,
     postgres: &Postgres,
     clickhouse: &ClickHouse,
     sends: &Sends,
@@ -297,8 +299,8 @@ fn relay(
         }
     })?;
     let to_postgres = Proxy::start(local(postgres.port()?))?;
-    let counts = dir.path().join(format!("{name}.counts"));
-    let log = dir.path().join(format!("{name}.log"));
+    let counts = logs.join(format!("{name}.counts"));
+    let log = logs.join(format!("{name}.log"));
     let mut environment = environment(clickhouse, INSERT_TIMEOUT)?;
     let own = [
         ("DATABASE_URL", to_postgres.url(postgres.url())?),

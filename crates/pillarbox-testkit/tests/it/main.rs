@@ -3,6 +3,7 @@
 // Clippy knows `#[test]` functions as tests, but not what they call.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod chaos_on_servers;
 mod clickhouse_current;
 mod clickhouse_servers;
 mod clickhouse_sink;
