@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A `pg_snapshot`: every transaction below `xmax` that is not in `xip` had finished.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Snapshot {
     xmin: u64,
     xmax: u64,
@@ -82,7 +82,7 @@ impl FromStr for Snapshot {
 }
 
 /// A place in the order of events: after the event `(tx, id)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cut {
     /// Transaction id of the event.
     pub tx: u64,
@@ -91,7 +91,7 @@ pub struct Cut {
 }
 
 /// The events of one batch: visible in `to`, not in `from`, after `after`, up to and with `until`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
     /// Start of the window.
     pub from: Snapshot,
@@ -136,7 +136,7 @@ impl Span {
 }
 
 /// Up to where a sink's sealing has come: what its last genesis or window batch covers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
     /// Start of the last window.
     pub from: Snapshot,

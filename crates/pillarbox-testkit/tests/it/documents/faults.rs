@@ -44,6 +44,14 @@ const ORACLES: &[(&str, &str)] = &[
         "the verdict about every row of each of two replicas",
     ),
     (
+        "visit::holds_in_every_state",
+        "for the model: no event is doubled or phantom in any state, and in no last one is one lost",
+    ),
+    (
+        "visit::breaks",
+        "for the model without a protection: such a state is found",
+    ),
+    (
         "sink::holds",
         "for the conformance suite of sinks: what is stored is what was sealed, byte for byte",
     ),
