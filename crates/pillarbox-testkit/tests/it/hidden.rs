@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use pillarbox_relay::source::{Session as _, SourceError};
-use pillarbox_testkit::servers::{PgVersion, eventually};
+use pillarbox_testkit::servers::eventually;
 
 use crate::outbox::{DEADLINE, Drain, Outbox, SINK, VERSIONS, exactly_once, publish};
 
@@ -54,73 +54,79 @@ async fn inv_2_a_rewrite_of_the_outbox_hides_no_events() -> Result<()> {
 /// INV-8: a ledger that does not reach back as far as the retention says nothing about a leaf.
 #[tokio::test]
 async fn inv_8_a_short_ledger_keeps_its_leaf() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let mut drain = outbox.drain(SINK).await?;
-    for _ in 0..3 {
-        outbox.publish(2).await?;
-        let sealed = drain.seal(100).await?.context("a batch")?;
-        drain.confirm(&sealed.batch).await?;
-    }
-    outbox.publish(5).await?;
-    outbox.turn_to(1).await?;
-    // What a prune leaves when the retention is raised after it.
-    outbox
-        .admin
-        .batch_execute(
-            "delete from pillarbox.delivery where number < 3;
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let mut drain = outbox.drain(SINK).await?;
+        for _ in 0..3 {
+            outbox.publish(2).await?;
+            let sealed = drain.seal(100).await?.context("a batch")?;
+            drain.confirm(&sealed.batch).await?;
+        }
+        outbox.publish(5).await?;
+        outbox.turn_to(1).await?;
+        // What a prune leaves when the retention is raised after it.
+        outbox
+            .admin
+            .batch_execute(
+                "delete from pillarbox.delivery where number < 3;
              delete from pillarbox.batch where number < 3;
              update pillarbox.settings set retention = '20 days'",
-        )
-        .await?;
-    drain.session.tend().await?;
-    assert!(
-        !outbox.is_empty(0).await?,
-        "undelivered events were truncated"
-    );
+            )
+            .await?;
+        drain.session.tend().await?;
+        assert!(
+            !outbox.is_empty(0).await?,
+            "undelivered events were truncated"
+        );
+    }
     Ok(())
 }
 
 /// INV-8: what a row-level policy hides is neither delivered nor truncated; it is an error.
 #[tokio::test]
 async fn inv_8_row_level_security_is_an_error() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    outbox.publish(5).await?;
-    outbox.turn_to(1).await?;
-    outbox
-        .admin
-        .batch_execute(
-            "create role courier login in role pillarbox_relay;
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        outbox.publish(5).await?;
+        outbox.turn_to(1).await?;
+        outbox
+            .admin
+            .batch_execute(
+                "create role courier login in role pillarbox_relay;
              alter table pillarbox.event enable row level security;
              alter table pillarbox.event_0 enable row level security",
-        )
-        .await?;
-    let url = outbox.server.url_for("postgres", "courier", None)?;
-    let config = pillarbox_relay::postgres::parse_url(&url)?;
-    let source = pillarbox_relay::source::postgres::PostgresSource::new(config, SINK, DEADLINE);
-    let drain = Drain::try_open(&source)
-        .await?
-        .context("the lock is free")?;
-    let probed = drain.look().await;
-    assert!(probed.is_err(), "the probe saw an empty outbox: {probed:?}");
-    assert!(drain.session.tend().await.is_err());
-    assert!(!outbox.is_empty(0).await?, "hidden events were truncated");
+            )
+            .await?;
+        let url = outbox.server.url_for("postgres", "courier", None)?;
+        let config = pillarbox_relay::postgres::parse_url(&url)?;
+        let source = pillarbox_relay::source::postgres::PostgresSource::new(config, SINK, DEADLINE);
+        let drain = Drain::try_open(&source)
+            .await?
+            .context("the lock is free")?;
+        let probed = drain.look().await;
+        assert!(probed.is_err(), "the probe saw an empty outbox: {probed:?}");
+        assert!(drain.session.tend().await.is_err());
+        assert!(!outbox.is_empty(0).await?, "hidden events were truncated");
+    }
     Ok(())
 }
 
 /// A plan reads the columns that it was made for, of the types that it was made for.
 #[tokio::test]
 async fn a_changed_outbox_is_planned_again() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    outbox.publish(1).await?;
-    let mut drain = outbox.drain(SINK).await?;
-    drain.session.outbox_columns().await?;
-    outbox
-        .admin
-        .batch_execute("alter table pillarbox.event add column tenant text")
-        .await?;
-    let sealed = drain.seal(100).await;
-    assert!(matches!(sealed, Err(SourceError::Changed)), "{sealed:?}");
-    drain.session.outbox_columns().await?;
-    assert!(drain.seal(100).await?.is_some());
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        outbox.publish(1).await?;
+        let mut drain = outbox.drain(SINK).await?;
+        drain.session.outbox_columns().await?;
+        outbox
+            .admin
+            .batch_execute("alter table pillarbox.event add column tenant text")
+            .await?;
+        let sealed = drain.seal(100).await;
+        assert!(matches!(sealed, Err(SourceError::Changed)), "{sealed:?}");
+        drain.session.outbox_columns().await?;
+        assert!(drain.seal(100).await?.is_some());
+    }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use pillarbox_relay::snapshot::Snapshot;
 use pillarbox_relay::source::{Session, Source, SourceError, Standby};
-use pillarbox_testkit::servers::{PgVersion, Postgres, eventually};
+use pillarbox_testkit::servers::{Postgres, eventually};
 
 use crate::outbox::{DEADLINE, Outbox, SINK, VERSIONS, exactly_once, publish};
 
@@ -14,34 +14,38 @@ use crate::outbox::{DEADLINE, Outbox, SINK, VERSIONS, exactly_once, publish};
 /// trace.
 #[tokio::test]
 async fn a_number_is_sealed_once() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    outbox.publish(5).await?;
-    let mut drain = outbox.drain(SINK).await?;
-    let span = drain.position.next_span(drain.look().await?);
-    let (mut draft, _) = drain.draft(span, 2).await?.context("a draft")?;
-    let winner = drain.seal(3).await?.context("a batch")?;
-    let fenced = drain.session.seal(&mut draft).await;
-    assert!(matches!(fenced, Err(SourceError::Fenced(1))), "{fenced:?}");
-    drop(drain);
-    let drain = outbox.drain(SINK).await?;
-    assert_eq!(drain.unfinished, [winner.batch]);
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        outbox.publish(5).await?;
+        let mut drain = outbox.drain(SINK).await?;
+        let span = drain.position.next_span(drain.look().await?);
+        let (mut draft, _) = drain.draft(span, 2).await?.context("a draft")?;
+        let winner = drain.seal(3).await?.context("a batch")?;
+        let fenced = drain.session.seal(&mut draft).await;
+        assert!(matches!(fenced, Err(SourceError::Fenced(1))), "{fenced:?}");
+        drop(drain);
+        let drain = outbox.drain(SINK).await?;
+        assert_eq!(drain.unfinished, [winner.batch]);
+    }
     Ok(())
 }
 
 /// The first outcome of a batch wins.
 #[tokio::test]
 async fn the_first_outcome_wins() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    outbox.publish(5).await?;
-    let mut drain = outbox.drain(SINK).await?;
-    let mut sealed = drain.seal(9).await?.context("a batch")?;
-    drain.confirm(&sealed.batch).await?;
-    sealed.batch.rows = 99;
-    drain.confirm(&sealed.batch).await?;
-    let rows: i64 = outbox
-        .value("select sum(rows)::bigint from pillarbox.delivery")
-        .await?;
-    assert_eq!(rows, 5);
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        outbox.publish(5).await?;
+        let mut drain = outbox.drain(SINK).await?;
+        let mut sealed = drain.seal(9).await?.context("a batch")?;
+        drain.confirm(&sealed.batch).await?;
+        sealed.batch.rows = 99;
+        drain.confirm(&sealed.batch).await?;
+        let rows: i64 = outbox
+            .value("select sum(rows)::bigint from pillarbox.delivery")
+            .await?;
+        assert_eq!(rows, 5);
+    }
     Ok(())
 }
 

@@ -4,7 +4,6 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures_util::SinkExt as _;
 use pillarbox_relay::schema::settings::{self, Change};
-use pillarbox_testkit::servers::PgVersion;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::{Uuid, Version};
@@ -196,63 +195,65 @@ async fn every_kind_of_json_is_kept_byte_for_byte() -> Result<()> {
 /// What is not an event is refused by every way, with a message that says why.
 #[tokio::test]
 async fn what_is_not_an_event_is_refused() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let broken = [
-        "",
-        "{",
-        "{'a': 1}",
-        "{\"a\": 1} x",
-        "NaN",
-        "\"\u{1}\"",
-        "01",
-        r#""\ud83""#,
-    ];
-    for context in broken {
-        for way in WAYS {
-            let refused = publish_by(&outbox.admin, way, context).await;
-            assert!(refused.is_err(), "{way:?} took {context:?}");
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let broken = [
+            "",
+            "{",
+            "{'a': 1}",
+            "{\"a\": 1} x",
+            "NaN",
+            "\"\u{1}\"",
+            "01",
+            r#""\ud83""#,
+        ];
+        for context in broken {
+            for way in WAYS {
+                let refused = publish_by(&outbox.admin, way, context).await;
+                assert!(refused.is_err(), "{way:?} took {context:?}");
+            }
         }
-    }
-    for (column, value, message) in [
-        (
-            "event_type",
-            "''",
-            "event_type has 0 characters; give it 1 to 255",
-        ),
-        (
-            "event_type",
-            "repeat('é', 256)",
-            "event_type has 256 characters",
-        ),
-        (
-            "metadata_version",
-            "-1",
-            "metadata_version is -1; it must not be negative",
-        ),
-        (
-            "trace_parent",
-            "repeat('a', 256)",
-            "trace_parent has more than 255 characters",
-        ),
-    ] {
-        let others = match column {
-            "event_type" => ("event_context", "'{}'"),
-            _ => ("event_type, event_context", "'t', '{}'"),
-        };
-        let sql = format!(
-            "insert into pillarbox.event ({column}, {}) values ({value}, {})",
-            others.0, others.1
-        );
-        let refused = outbox.admin.batch_execute(&sql).await;
-        let error = refused.err().context(column)?;
-        let answer = error.as_db_error().context("an answer")?;
-        assert!(answer.message().starts_with(message), "{answer}");
-        assert_eq!(answer.detail(), None, "the row is not shown");
-    }
-    let longest = "insert into pillarbox.event (event_type, event_context, metadata_version)
+        for (column, value, message) in [
+            (
+                "event_type",
+                "''",
+                "event_type has 0 characters; give it 1 to 255",
+            ),
+            (
+                "event_type",
+                "repeat('é', 256)",
+                "event_type has 256 characters",
+            ),
+            (
+                "metadata_version",
+                "-1",
+                "metadata_version is -1; it must not be negative",
+            ),
+            (
+                "trace_parent",
+                "repeat('a', 256)",
+                "trace_parent has more than 255 characters",
+            ),
+        ] {
+            let others = match column {
+                "event_type" => ("event_context", "'{}'"),
+                _ => ("event_type, event_context", "'t', '{}'"),
+            };
+            let sql = format!(
+                "insert into pillarbox.event ({column}, {}) values ({value}, {})",
+                others.0, others.1
+            );
+            let refused = outbox.admin.batch_execute(&sql).await;
+            let error = refused.err().context(column)?;
+            let answer = error.as_db_error().context("an answer")?;
+            assert!(answer.message().starts_with(message), "{answer}");
+            assert_eq!(answer.detail(), None, "the row is not shown");
+        }
+        let longest = "insert into pillarbox.event (event_type, event_context, metadata_version)
                    values (repeat('é', 255), '{}', 0)";
-    outbox.admin.batch_execute(longest).await?;
-    assert_eq!(outbox.event_ids().await?.len(), 1);
+        outbox.admin.batch_execute(longest).await?;
+        assert_eq!(outbox.event_ids().await?.len(), 1);
+    }
     Ok(())
 }
 
@@ -313,29 +314,31 @@ async fn a_batch_keeps_its_order_and_fills_what_is_null() -> Result<()> {
 /// Identities are UUIDs of version 7 whose time is the server's and never runs back.
 #[tokio::test]
 async fn identities_are_version_7_and_in_order_of_time() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let before: i64 = outbox
-        .value("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let before: i64 = outbox
+            .value("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
+            .await?;
+        for _ in 0..5 {
+            outbox.publish(500).await?;
+        }
+        let after: i64 = value(
+            &outbox.admin,
+            "select (extract(epoch from clock_timestamp()) * 1000)::bigint",
+        )
         .await?;
-    for _ in 0..5 {
-        outbox.publish(500).await?;
+        let ids = outbox.event_ids().await?;
+        let mut last = before;
+        for id in &ids {
+            assert_eq!(id.get_version(), Some(Version::SortRand));
+            assert_eq!(id.get_variant(), uuid::Variant::RFC4122);
+            let ms = i64::try_from(id.as_u128() >> 80)?;
+            assert!((last..=after).contains(&ms), "{ms} after {last}");
+            last = ms;
+        }
+        let distinct = "select count(distinct event_id) from pillarbox.event";
+        assert_eq!(outbox.value::<i64>(distinct).await?, 2_500);
     }
-    let after: i64 = value(
-        &outbox.admin,
-        "select (extract(epoch from clock_timestamp()) * 1000)::bigint",
-    )
-    .await?;
-    let ids = outbox.event_ids().await?;
-    let mut last = before;
-    for id in &ids {
-        assert_eq!(id.get_version(), Some(Version::SortRand));
-        assert_eq!(id.get_variant(), uuid::Variant::RFC4122);
-        let ms = i64::try_from(id.as_u128() >> 80)?;
-        assert!((last..=after).contains(&ms), "{ms} after {last}");
-        last = ms;
-    }
-    let distinct = "select count(distinct event_id) from pillarbox.event";
-    assert_eq!(outbox.value::<i64>(distinct).await?, 2_500);
     Ok(())
 }
 

@@ -89,57 +89,63 @@ async fn a_leaf_is_emptied_after_delivery_and_retention() -> Result<()> {
 /// INV-8: an earlier batch in flight pins, even when a later one is delivered.
 #[tokio::test]
 async fn an_earlier_batch_in_flight_pins_its_events() -> Result<()> {
-    let (outbox, _) = turned(PgVersion::V15, 10).await?;
-    let mut drain = outbox.drain(SINK).await?;
-    let first = drain.seal(100).await?.context("a batch")?;
-    outbox.publish(1).await?;
-    let second = drain.seal(100).await?.context("a batch")?;
-    drain.confirm(&second.batch).await?;
-    drain.session.tend().await?;
-    assert!(!outbox.is_empty(0).await?);
-    assert_eq!(drain.read_again(&first.batch).await?.events.len(), 10);
-    drain.confirm(&first.batch).await?;
-    drain.session.tend().await?;
-    assert!(outbox.is_empty(0).await?);
+    for version in VERSIONS {
+        let (outbox, _) = turned(version, 10).await?;
+        let mut drain = outbox.drain(SINK).await?;
+        let first = drain.seal(100).await?.context("a batch")?;
+        outbox.publish(1).await?;
+        let second = drain.seal(100).await?.context("a batch")?;
+        drain.confirm(&second.batch).await?;
+        drain.session.tend().await?;
+        assert!(!outbox.is_empty(0).await?);
+        assert_eq!(drain.read_again(&first.batch).await?.events.len(), 10);
+        drain.confirm(&first.batch).await?;
+        drain.session.tend().await?;
+        assert!(outbox.is_empty(0).await?);
+    }
     Ok(())
 }
 
 /// INV-8: every registered sink counts, also one that came later; a retired one does not.
 #[tokio::test]
 async fn every_registered_sink_pins_until_it_is_retired() -> Result<()> {
-    let (outbox, ids) = turned(PgVersion::V15, 10).await?;
-    registry::register(&outbox.admin, "slow", "test", Start::Outbox).await?;
-    let mut main = outbox.drain(SINK).await?;
-    main.all(100).await?;
-    main.session.tend().await?;
-    assert!(!outbox.is_empty(0).await?, "the sink slow is behind");
-    let mut slow = outbox.drain("slow").await?;
-    exactly_once(&ids, &slow.all(3).await?);
-    registry::register(&outbox.admin, "late", "test", Start::Outbox).await?;
-    main.session.tend().await?;
-    assert!(
-        !outbox.is_empty(0).await?,
-        "a sink was registered meanwhile"
-    );
-    registry::register(&outbox.admin, "fresh", "test", Start::Now).await?;
-    registry::retire(&outbox.admin, "late").await?;
-    main.session.tend().await?;
-    assert!(
-        outbox.is_empty(0).await?,
-        "a sink from now on needs nothing old"
-    );
+    for version in VERSIONS {
+        let (outbox, ids) = turned(version, 10).await?;
+        registry::register(&outbox.admin, "slow", "test", Start::Outbox).await?;
+        let mut main = outbox.drain(SINK).await?;
+        main.all(100).await?;
+        main.session.tend().await?;
+        assert!(!outbox.is_empty(0).await?, "the sink slow is behind");
+        let mut slow = outbox.drain("slow").await?;
+        exactly_once(&ids, &slow.all(3).await?);
+        registry::register(&outbox.admin, "late", "test", Start::Outbox).await?;
+        main.session.tend().await?;
+        assert!(
+            !outbox.is_empty(0).await?,
+            "a sink was registered meanwhile"
+        );
+        registry::register(&outbox.admin, "fresh", "test", Start::Now).await?;
+        registry::retire(&outbox.admin, "late").await?;
+        main.session.tend().await?;
+        assert!(
+            outbox.is_empty(0).await?,
+            "a sink from now on needs nothing old"
+        );
+    }
     Ok(())
 }
 
 /// INV-8: without a sink nothing is ever thrown away.
 #[tokio::test]
 async fn without_a_sink_nothing_is_truncated() -> Result<()> {
-    let (outbox, _) = turned(PgVersion::V15, 10).await?;
-    let mut drain = outbox.drain(SINK).await?;
-    drain.all(100).await?;
-    registry::retire(&outbox.admin, SINK).await?;
-    drain.session.tend().await?;
-    assert!(!outbox.is_empty(0).await?);
+    for version in VERSIONS {
+        let (outbox, _) = turned(version, 10).await?;
+        let mut drain = outbox.drain(SINK).await?;
+        drain.all(100).await?;
+        registry::retire(&outbox.admin, SINK).await?;
+        drain.session.tend().await?;
+        assert!(!outbox.is_empty(0).await?);
+    }
     Ok(())
 }
 
@@ -443,29 +449,33 @@ async fn idle(outbox: &Outbox, drain: &Drain, with: &str) -> Result<()> {
 /// INV-8: a sink is registered under the ring's lock, so no leaf is emptied without regard to it.
 #[tokio::test]
 async fn a_sink_is_registered_under_the_lock_of_the_ring() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let holder = outbox.server.connect().await?;
-    let hold = format!("begin; select pg_advisory_xact_lock({LOCK_CLASS}, 0)");
-    holder.batch_execute(&hold).await?;
-    let registrar = outbox.server.connect().await?;
-    let pid = backend(&registrar).await?;
-    let registering =
-        tokio::spawn(async move { registry::register(&registrar, "late", "t", Start::Now).await });
-    let waits = "select coalesce(wait_event_type = 'Lock', false) from pg_stat_activity
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let holder = outbox.server.connect().await?;
+        let hold = format!("begin; select pg_advisory_xact_lock({LOCK_CLASS}, 0)");
+        holder.batch_execute(&hold).await?;
+        let registrar = outbox.server.connect().await?;
+        let pid = backend(&registrar).await?;
+        let registering =
+            tokio::spawn(
+                async move { registry::register(&registrar, "late", "t", Start::Now).await },
+            );
+        let waits = "select coalesce(wait_event_type = 'Lock', false) from pg_stat_activity
                  where pid = $1";
-    eventually("the registration to wait", DEADLINE, || async {
-        let row = outbox.admin.query_one(waits, &[&pid]).await?;
-        Ok(row.get::<_, bool>(0).then_some(()))
-    })
-    .await?;
-    outbox.publish(3).await?;
-    holder.batch_execute("commit").await?;
-    tokio::time::timeout(DEADLINE, registering).await???;
-    let mut late = outbox.drain("late").await?;
-    assert!(
-        late.all(10).await?.is_empty(),
-        "its life begins after the lock"
-    );
+        eventually("the registration to wait", DEADLINE, || async {
+            let row = outbox.admin.query_one(waits, &[&pid]).await?;
+            Ok(row.get::<_, bool>(0).then_some(()))
+        })
+        .await?;
+        outbox.publish(3).await?;
+        holder.batch_execute("commit").await?;
+        tokio::time::timeout(DEADLINE, registering).await???;
+        let mut late = outbox.drain("late").await?;
+        assert!(
+            late.all(10).await?.is_empty(),
+            "its life begins after the lock"
+        );
+    }
     Ok(())
 }
 
@@ -473,75 +483,80 @@ async fn a_sink_is_registered_under_the_lock_of_the_ring() -> Result<()> {
 /// batch touches stay the same.
 #[tokio::test]
 async fn a_held_snapshot_slows_nothing_down() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let always = "update pillarbox.settings set leaf_bytes_max = 100000";
-    outbox.admin.batch_execute(always).await?;
-    let holder = outbox.server.connect().await?;
-    // With a transaction id of its own: xmin stays where it is.
-    holder
-        .batch_execute("begin isolation level repeatable read; select pg_current_xact_id()")
-        .await?;
-    let mut drain = outbox.drain(SINK).await?;
-    let mut touched = Vec::new();
-    for _ in 0..40 {
-        outbox.publish(1_000).await?;
-        drain.all(1_000).await?;
-        drain.session.tend().await?;
-        outbox.publish(10).await?;
-        let before = drain.position.clone();
-        let sealed = drain.seal(100).await?.context("a batch")?;
-        drain.confirm(&sealed.batch).await?;
-        let plan = format!(
-            "explain (analyze, buffers, format json)
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let always = "update pillarbox.settings set leaf_bytes_max = 100000";
+        outbox.admin.batch_execute(always).await?;
+        let holder = outbox.server.connect().await?;
+        // With a transaction id of its own: xmin stays where it is.
+        holder
+            .batch_execute("begin isolation level repeatable read; select pg_current_xact_id()")
+            .await?;
+        let mut drain = outbox.drain(SINK).await?;
+        let mut touched = Vec::new();
+        for _ in 0..40 {
+            outbox.publish(1_000).await?;
+            drain.all(1_000).await?;
+            drain.session.tend().await?;
+            outbox.publish(10).await?;
+            let before = drain.position.clone();
+            let sealed = drain.seal(100).await?.context("a batch")?;
+            drain.confirm(&sealed.batch).await?;
+            let plan = format!(
+                "explain (analyze, buffers, format json)
              select e.tx, e.id from pillarbox.event e
              where e.tx >= '{}'::xid8 and e.tx < '{}'::xid8
                  and pg_visible_in_snapshot(e.tx, '{}'::pg_snapshot)
              order by e.tx, e.id limit 101",
-            before.to.xmax(),
-            sealed.batch.span.to.xmax(),
-            sealed.batch.span.to
-        );
-        let session = outbox.server.connect().await?;
-        session
-            .batch_execute("set enable_seqscan = off; set enable_sort = off; set jit = off")
-            .await?;
-        let plan: serde_json::Value = {
-            let row = session.query_one(&plan, &[]).await?;
-            row.get(0)
-        };
-        let root = &plan[0]["Plan"];
-        let hit = root["Shared Hit Blocks"].as_i64().unwrap_or(0);
-        let read = root["Shared Read Blocks"].as_i64().unwrap_or(0);
-        touched.push(hit + read);
+                before.to.xmax(),
+                sealed.batch.span.to.xmax(),
+                sealed.batch.span.to
+            );
+            let session = outbox.server.connect().await?;
+            session
+                .batch_execute("set enable_seqscan = off; set enable_sort = off; set jit = off")
+                .await?;
+            let plan: serde_json::Value = {
+                let row = session.query_one(&plan, &[]).await?;
+                row.get(0)
+            };
+            let root = &plan[0]["Plan"];
+            let hit = root["Shared Hit Blocks"].as_i64().unwrap_or(0);
+            let read = root["Shared Read Blocks"].as_i64().unwrap_or(0);
+            touched.push(hit + read);
+        }
+        let (first, last) = (touched[1], touched[touched.len() - 1]);
+        assert!(last <= first * 2 + 20, "{touched:?}");
+        let kept: i64 = outbox.value("select count(*) from pillarbox.event").await?;
+        assert!(kept < 10_000, "{kept} of 40,000 events are still there");
     }
-    let (first, last) = (touched[1], touched[touched.len() - 1]);
-    assert!(last <= first * 2 + 20, "{touched:?}");
-    let kept: i64 = outbox.value("select count(*) from pillarbox.event").await?;
-    assert!(kept < 10_000, "{kept} of 40,000 events are still there");
     Ok(())
 }
 
 /// INV-4: the ring is held by someone else; tending leaves it and waits for nobody.
 #[tokio::test]
 async fn two_relays_of_different_sinks_share_one_ring() -> Result<()> {
-    let (outbox, _) = turned(PgVersion::V15, 10).await?;
-    registry::register(&outbox.admin, "other", "test", Start::Outbox).await?;
-    let mut main = outbox.drain(SINK).await?;
-    let mut other = outbox.drain("other").await?;
-    main.all(100).await?;
-    other.all(100).await?;
-    let holder = outbox.server.connect().await?;
-    let hold = format!("begin; select pg_advisory_xact_lock({LOCK_CLASS}, 0)");
-    holder.batch_execute(&hold).await?;
-    tokio::time::timeout(Duration::from_secs(10), main.session.tend()).await??;
-    assert!(!outbox.is_empty(0).await?);
-    holder.batch_execute("commit").await?;
-    let (one, two) = tokio::join!(main.session.tend(), other.session.tend());
-    one?;
-    two?;
-    eventually("the leaf to be emptied", DEADLINE, || async {
-        main.session.tend().await?;
-        Ok(outbox.is_empty(0).await?.then_some(()))
-    })
-    .await
+    for version in VERSIONS {
+        let (outbox, _) = turned(version, 10).await?;
+        registry::register(&outbox.admin, "other", "test", Start::Outbox).await?;
+        let mut main = outbox.drain(SINK).await?;
+        let mut other = outbox.drain("other").await?;
+        main.all(100).await?;
+        other.all(100).await?;
+        let holder = outbox.server.connect().await?;
+        let hold = format!("begin; select pg_advisory_xact_lock({LOCK_CLASS}, 0)");
+        holder.batch_execute(&hold).await?;
+        tokio::time::timeout(Duration::from_secs(10), main.session.tend()).await??;
+        assert!(!outbox.is_empty(0).await?);
+        holder.batch_execute("commit").await?;
+        let (one, two) = tokio::join!(main.session.tend(), other.session.tend());
+        one?;
+        two?;
+        eventually("the leaf to be emptied", DEADLINE, || async {
+            main.session.tend().await?;
+            Ok(outbox.is_empty(0).await?.then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
 }

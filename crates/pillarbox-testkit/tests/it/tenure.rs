@@ -76,65 +76,69 @@ async fn a_silent_relay_is_displaced_with_all_its_sessions() -> Result<()> {
 /// INV-2: a relay that beats is never displaced, whatever its sink does.
 #[tokio::test]
 async fn a_relay_that_beats_is_not_displaced() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let holder = outbox.drain(SINK).await?;
-    let config = postgres::parse_url(outbox.server.url())?;
-    let patience = Duration::from_secs(3);
-    let successor = PostgresSource::new(config, SINK, patience);
-    let waiting = tokio::spawn(async move { successor.take_over(Standby::Wait).await });
-    let started = std::time::Instant::now();
-    eventually("twice the patience to pass", DEADLINE, || async {
-        holder.session.beat().await?;
-        Ok((started.elapsed() > 2 * patience).then_some(()))
-    })
-    .await?;
-    assert!(!waiting.is_finished());
-    waiting.abort();
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let holder = outbox.drain(SINK).await?;
+        let config = postgres::parse_url(outbox.server.url())?;
+        let patience = Duration::from_secs(3);
+        let successor = PostgresSource::new(config, SINK, patience);
+        let waiting = tokio::spawn(async move { successor.take_over(Standby::Wait).await });
+        let started = std::time::Instant::now();
+        eventually("twice the patience to pass", DEADLINE, || async {
+            holder.session.beat().await?;
+            Ok((started.elapsed() > 2 * patience).then_some(()))
+        })
+        .await?;
+        assert!(!waiting.is_finished());
+        waiting.abort();
+    }
     Ok(())
 }
 
 /// A killed backend of any of its sessions loses the tenure; the next one goes on from the ledger.
 #[tokio::test]
 async fn a_killed_backend_loses_the_tenure_and_nothing_else() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let (mut committed, mut batches) = (Vec::new(), Vec::new());
-    for victim in ["control", "reader", "ring"] {
-        committed.extend(outbox.publish(10).await?);
-        let source = outbox.source(SINK)?;
-        let mut drain = eventually("the lock", DEADLINE, || async {
-            Ok(Drain::try_open(&source).await?)
-        })
-        .await?;
-        let sealed = drain.seal(3).await?.context("a batch")?;
-        drain.confirm(&sealed.batch).await?;
-        batches.push(sealed.ids());
-        let nth = ["control", "reader", "ring"]
-            .iter()
-            .position(|v| *v == victim);
-        let kill = "select pg_terminate_backend(pid, 10000) from pg_stat_activity
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let (mut committed, mut batches) = (Vec::new(), Vec::new());
+        for victim in ["control", "reader", "ring"] {
+            committed.extend(outbox.publish(10).await?);
+            let source = outbox.source(SINK)?;
+            let mut drain = eventually("the lock", DEADLINE, || async {
+                Ok(Drain::try_open(&source).await?)
+            })
+            .await?;
+            let sealed = drain.seal(3).await?.context("a batch")?;
+            drain.confirm(&sealed.batch).await?;
+            batches.push(sealed.ids());
+            let nth = ["control", "reader", "ring"]
+                .iter()
+                .position(|v| *v == victim);
+            let kill = "select pg_terminate_backend(pid, 10000) from pg_stat_activity
                     where application_name = $1 order by (pid in (
                         select pid from pg_locks where locktype = 'advisory')) desc, backend_start
                     offset $2 limit 1";
-        let nth = i64::try_from(nth.context("a victim")?)?;
-        outbox
-            .admin
-            .query_one(kill, &[&source.relay(), &nth])
-            .await?;
-        let lost = match victim {
-            "control" => drain.seal(3).await.map(drop),
-            _ => match drain.session.tend().await {
-                Err(lost) => Err(lost),
-                Ok(()) => drain.seal(3).await.map(drop),
-            },
-        };
-        assert!(
-            matches!(lost, Err(SourceError::Lost(..))),
-            "{victim}: {lost:?}"
-        );
-        drop(drain);
-        batches.extend(outbox.drain(SINK).await?.all(4).await?);
+            let nth = i64::try_from(nth.context("a victim")?)?;
+            outbox
+                .admin
+                .query_one(kill, &[&source.relay(), &nth])
+                .await?;
+            let lost = match victim {
+                "control" => drain.seal(3).await.map(drop),
+                _ => match drain.session.tend().await {
+                    Err(lost) => Err(lost),
+                    Ok(()) => drain.seal(3).await.map(drop),
+                },
+            };
+            assert!(
+                matches!(lost, Err(SourceError::Lost(..))),
+                "{victim}: {lost:?}"
+            );
+            drop(drain);
+            batches.extend(outbox.drain(SINK).await?.all(4).await?);
+        }
+        exactly_once(&committed, &batches);
     }
-    exactly_once(&committed, &batches);
     Ok(())
 }
 
@@ -201,30 +205,32 @@ async fn settings_of_the_role_are_overridden() -> Result<()> {
 /// INV-5: between two steps, as while a sink hangs, no session of a relay is in a transaction.
 #[tokio::test]
 async fn no_transaction_is_open_between_two_steps() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    outbox.publish(1_000).await?;
-    let source = outbox.source(SINK)?;
-    let mut drain = Drain::try_open(&source).await?.context("free")?;
-    drain.session.probe(&drain.position).await?;
-    closed(&outbox, &source).await?;
-    // Cut by rows, cut by the reader, and closed.
-    let span = drain.position.next_span(drain.look().await?);
-    let mut read = crate::outbox::Read::new(10);
-    let columns = ["event_id".to_owned()];
-    drain
-        .session
-        .read(&span, &columns, 100_000, &mut read)
-        .await?;
-    closed(&outbox, &source).await?;
-    for rows_max in [10, 100_000] {
-        let sealed = drain.seal(rows_max).await?.context("a batch")?;
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        outbox.publish(1_000).await?;
+        let source = outbox.source(SINK)?;
+        let mut drain = Drain::try_open(&source).await?.context("free")?;
+        drain.session.probe(&drain.position).await?;
         closed(&outbox, &source).await?;
-        drain.confirm(&sealed.batch).await?;
+        // Cut by rows, cut by the reader, and closed.
+        let span = drain.position.next_span(drain.look().await?);
+        let mut read = crate::outbox::Read::new(10);
+        let columns = ["event_id".to_owned()];
+        drain
+            .session
+            .read(&span, &columns, 100_000, &mut read)
+            .await?;
+        closed(&outbox, &source).await?;
+        for rows_max in [10, 100_000] {
+            let sealed = drain.seal(rows_max).await?.context("a batch")?;
+            closed(&outbox, &source).await?;
+            drain.confirm(&sealed.batch).await?;
+            closed(&outbox, &source).await?;
+        }
+        outbox.turn_to(1).await?;
+        drain.session.tend().await?;
         closed(&outbox, &source).await?;
     }
-    outbox.turn_to(1).await?;
-    drain.session.tend().await?;
-    closed(&outbox, &source).await?;
     Ok(())
 }
 
@@ -284,29 +290,33 @@ async fn a_promotion_is_noticed() -> Result<()> {
 /// A ledger of another cluster says nothing about this one's transaction ids.
 #[tokio::test]
 async fn another_clusters_ledger_is_refused() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let other = "update pillarbox.sink set system_identifier = system_identifier + 1";
-    outbox.admin.batch_execute(other).await?;
-    let refused = outbox.source(SINK)?.take_over(Standby::Leave).await;
-    let Err(SourceError::Refused(text)) = refused else {
-        anyhow::bail!("{refused:?}");
-    };
-    assert!(text.contains("restored or copied"), "{text}");
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let other = "update pillarbox.sink set system_identifier = system_identifier + 1";
+        outbox.admin.batch_execute(other).await?;
+        let refused = outbox.source(SINK)?.take_over(Standby::Leave).await;
+        let Err(SourceError::Refused(text)) = refused else {
+            anyhow::bail!("{refused:?}");
+        };
+        assert!(text.contains("restored or copied"), "{text}");
+    }
     Ok(())
 }
 
 /// An unknown and a retired sink are refused with the remedy.
 #[tokio::test]
 async fn a_sink_that_is_not_registered_is_refused() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let refused = outbox.source("nobody")?.take_over(Standby::Leave).await;
-    let text = refused.err().context("it was accepted")?.to_string();
-    assert!(text.contains("pillarbox sink create nobody"), "{text}");
-    pillarbox_relay::schema::registry::retire(&outbox.admin, SINK).await?;
-    let refused = outbox.source(SINK)?.take_over(Standby::Leave).await;
-    assert!(
-        matches!(refused, Err(SourceError::Refused(_))),
-        "{refused:?}"
-    );
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let refused = outbox.source("nobody")?.take_over(Standby::Leave).await;
+        let text = refused.err().context("it was accepted")?.to_string();
+        assert!(text.contains("pillarbox sink create nobody"), "{text}");
+        pillarbox_relay::schema::registry::retire(&outbox.admin, SINK).await?;
+        let refused = outbox.source(SINK)?.take_over(Standby::Leave).await;
+        assert!(
+            matches!(refused, Err(SourceError::Refused(_))),
+            "{refused:?}"
+        );
+    }
     Ok(())
 }

@@ -277,121 +277,127 @@ async fn negative_control_a_cut_window_continued_with_a_new_snapshot_loses_event
 /// INV-10: what committed before another transaction began is never sealed after it.
 #[tokio::test]
 async fn what_commits_first_is_sealed_no_later() -> Result<()> {
-    let mut dice = Dice::new()?;
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let mut drain = outbox.drain("main").await?;
-    let slow = outbox.server.connect().await?;
-    let mut order = Vec::new();
-    let mut batch_of: BTreeMap<Uuid, i64> = BTreeMap::new();
-    let mut late = Vec::new();
-    for _ in 0..60 {
-        match dice.roll(4) {
-            0 if late.is_empty() => {
-                slow.batch_execute("begin").await?;
-                late = publish(&slow, 3).await?;
-            }
-            0 => {
-                slow.batch_execute("commit").await?;
-                // Committed last, whatever its transaction id says; compared with later ones.
-                order.append(&mut late);
-            }
-            1 | 2 => order.extend(outbox.publish(2).await?),
-            _ => {
-                if let Some(sealed) = drain.seal(3).await? {
-                    let number = sealed.batch.number;
-                    batch_of.extend(sealed.ids().into_iter().map(|id| (id, number)));
+    for version in VERSIONS {
+        let mut dice = Dice::new()?;
+        let outbox = Outbox::start(version).await?;
+        let mut drain = outbox.drain("main").await?;
+        let slow = outbox.server.connect().await?;
+        let mut order = Vec::new();
+        let mut batch_of: BTreeMap<Uuid, i64> = BTreeMap::new();
+        let mut late = Vec::new();
+        for _ in 0..60 {
+            match dice.roll(4) {
+                0 if late.is_empty() => {
+                    slow.batch_execute("begin").await?;
+                    late = publish(&slow, 3).await?;
+                }
+                0 => {
+                    slow.batch_execute("commit").await?;
+                    // Committed last, whatever its transaction id says; compared with later ones.
+                    order.append(&mut late);
+                }
+                1 | 2 => order.extend(outbox.publish(2).await?),
+                _ => {
+                    if let Some(sealed) = drain.seal(3).await? {
+                        let number = sealed.batch.number;
+                        batch_of.extend(sealed.ids().into_iter().map(|id| (id, number)));
+                    }
                 }
             }
         }
-    }
-    slow.batch_execute("rollback").await?;
-    while let Some(sealed) = drain.seal(3).await? {
-        let number = sealed.batch.number;
-        batch_of.extend(sealed.ids().into_iter().map(|id| (id, number)));
-    }
-    assert_eq!(batch_of.len(), order.len());
-    // Each pair where A was committed before B's transaction took its id.
-    let began_late = outbox
-        .admin
-        .query(
-            "select a.event_id, b.event_id from pillarbox.event a
-             join pillarbox.event b on b.tx > a.tx and b.published_at > a.published_at",
-            &[],
-        )
-        .await?;
-    let place: BTreeMap<_, _> = order.iter().enumerate().map(|(at, id)| (*id, at)).collect();
-    for row in &began_late {
-        let (a, b): (Uuid, Uuid) = (row.get(0), row.get(1));
-        if place.get(&a) < place.get(&b) {
-            assert!(batch_of[&a] <= batch_of[&b], "{a} after {b}");
+        slow.batch_execute("rollback").await?;
+        while let Some(sealed) = drain.seal(3).await? {
+            let number = sealed.batch.number;
+            batch_of.extend(sealed.ids().into_iter().map(|id| (id, number)));
         }
+        assert_eq!(batch_of.len(), order.len());
+        // Each pair where A was committed before B's transaction took its id.
+        let began_late = outbox
+            .admin
+            .query(
+                "select a.event_id, b.event_id from pillarbox.event a
+             join pillarbox.event b on b.tx > a.tx and b.published_at > a.published_at",
+                &[],
+            )
+            .await?;
+        let place: BTreeMap<_, _> = order.iter().enumerate().map(|(at, id)| (*id, at)).collect();
+        for row in &began_late {
+            let (a, b): (Uuid, Uuid) = (row.get(0), row.get(1));
+            if place.get(&a) < place.get(&b) {
+                assert!(batch_of[&a] <= batch_of[&b], "{a} after {b}");
+            }
+        }
+        assert!(!began_late.is_empty());
     }
-    assert!(!began_late.is_empty());
     Ok(())
 }
 
 /// INV-2, INV-3: one transaction larger than many batches; each batch reads again as it was sealed.
 #[tokio::test]
 async fn a_giant_transaction_is_cut_into_batches_that_can_be_rebuilt() -> Result<()> {
-    const EVENTS: i32 = 300_000;
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    outbox.publish(5).await?;
-    outbox.publish(EVENTS).await?;
-    outbox.publish(5).await?;
-    let mut drain = outbox.drain("main").await?;
-    let mut sealed = Vec::new();
-    let mut last = None;
-    while let Some(next) = drain.seal(23_000).await? {
-        assert!(next.events.is_sorted_by(|a, b| a.0 < b.0));
-        assert!(last < next.events.first().map(|event| event.0));
-        last = next.events.last().map(|event| event.0);
-        sealed.push(next.batch);
+    for version in VERSIONS {
+        const EVENTS: i32 = 300_000;
+        let outbox = Outbox::start(version).await?;
+        outbox.publish(5).await?;
+        outbox.publish(EVENTS).await?;
+        outbox.publish(5).await?;
+        let mut drain = outbox.drain("main").await?;
+        let mut sealed = Vec::new();
+        let mut last = None;
+        while let Some(next) = drain.seal(23_000).await? {
+            assert!(next.events.is_sorted_by(|a, b| a.0 < b.0));
+            assert!(last < next.events.first().map(|event| event.0));
+            last = next.events.last().map(|event| event.0);
+            sealed.push(next.batch);
+        }
+        assert_eq!(sealed.len(), 14);
+        let rows: u64 = sealed.iter().map(|batch| batch.rows).sum();
+        assert_eq!(rows, EVENTS as u64 + 10);
+        drop(drain);
+        let drain = outbox.drain("main").await?;
+        assert_eq!(drain.unfinished.len(), sealed.len());
+        let mut batches = Vec::new();
+        for (stored, batch) in drain.unfinished.iter().zip(&sealed) {
+            assert_eq!(stored.span, batch.span);
+            assert_eq!(stored.blocks, batch.blocks);
+            let again = drain.read_again(stored).await?;
+            assert_eq!(again.events.len() as u64, batch.rows);
+            assert_eq!(again.digest(), batch.digest);
+            assert_eq!(again.cut(), None, "nothing follows inside of the span");
+            batches.push(again.events.iter().map(|(_, id)| *id).collect());
+        }
+        exactly_once(&outbox.event_ids().await?, &batches);
     }
-    assert_eq!(sealed.len(), 14);
-    let rows: u64 = sealed.iter().map(|batch| batch.rows).sum();
-    assert_eq!(rows, EVENTS as u64 + 10);
-    drop(drain);
-    let drain = outbox.drain("main").await?;
-    assert_eq!(drain.unfinished.len(), sealed.len());
-    let mut batches = Vec::new();
-    for (stored, batch) in drain.unfinished.iter().zip(&sealed) {
-        assert_eq!(stored.span, batch.span);
-        assert_eq!(stored.blocks, batch.blocks);
-        let again = drain.read_again(stored).await?;
-        assert_eq!(again.events.len() as u64, batch.rows);
-        assert_eq!(again.digest(), batch.digest);
-        assert_eq!(again.cut(), None, "nothing follows inside of the span");
-        batches.push(again.events.iter().map(|(_, id)| *id).collect());
-    }
-    exactly_once(&outbox.event_ids().await?, &batches);
     Ok(())
 }
 
 /// A cut at each row of each transaction, and at the edge between two, loses and doubles nothing.
 #[tokio::test]
 async fn every_cut_of_a_window_is_whole() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let slow = outbox.server.connect().await?;
-    slow.batch_execute("begin").await?;
-    let mut committed = publish(&slow, 3).await?;
-    committed.extend(outbox.publish(3).await?);
-    let mut drain = outbox.drain("main").await?;
-    let first = drain.seal(100).await?.context("a batch")?;
-    slow.batch_execute("commit").await?;
-    committed.extend(outbox.publish(2).await?);
-    committed.extend(outbox.publish(1).await?);
-    let now = drain.look().await?;
-    for first_cut in 1..=6 {
-        let mut span = drain.position.next_span(now.clone());
-        let mut batches = vec![first.ids()];
-        let mut rows_max = first_cut;
-        while let Some((batch, events)) = drain.draft(span.clone(), rows_max).await? {
-            batches.push(events.iter().map(|(_, id)| *id).collect());
-            let Some(_) = batch.span.until else { break };
-            span = Position::from(&batch.span).next_span(Snapshot::origin());
-            rows_max = 1;
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let slow = outbox.server.connect().await?;
+        slow.batch_execute("begin").await?;
+        let mut committed = publish(&slow, 3).await?;
+        committed.extend(outbox.publish(3).await?);
+        let mut drain = outbox.drain("main").await?;
+        let first = drain.seal(100).await?.context("a batch")?;
+        slow.batch_execute("commit").await?;
+        committed.extend(outbox.publish(2).await?);
+        committed.extend(outbox.publish(1).await?);
+        let now = drain.look().await?;
+        for first_cut in 1..=6 {
+            let mut span = drain.position.next_span(now.clone());
+            let mut batches = vec![first.ids()];
+            let mut rows_max = first_cut;
+            while let Some((batch, events)) = drain.draft(span.clone(), rows_max).await? {
+                batches.push(events.iter().map(|(_, id)| *id).collect());
+                let Some(_) = batch.span.until else { break };
+                span = Position::from(&batch.span).next_span(Snapshot::origin());
+                rows_max = 1;
+            }
+            exactly_once(&committed, &batches);
         }
-        exactly_once(&committed, &batches);
     }
     Ok(())
 }
@@ -400,65 +406,67 @@ async fn every_cut_of_a_window_is_whole() -> Result<()> {
 /// serves sealing, truncation, lag and accounting).
 #[tokio::test]
 async fn is_done_undone_and_the_position_agree() -> Result<()> {
-    let mut dice = Dice::new()?;
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let publishers = [
-        outbox.server.connect().await?,
-        outbox.server.connect().await?,
-        outbox.server.connect().await?,
-    ];
-    let mut open = [false; 3];
-    let mut snapshots: Vec<Snapshot> = vec![Snapshot::origin()];
-    for _ in 0..120 {
-        let who = usize::try_from(dice.roll(3))?;
-        let publisher = &publishers[who];
-        match (open[who], dice.roll(3)) {
-            (false, _) => {
-                publisher.batch_execute("begin").await?;
-                publish(publisher, 2).await?;
-                open[who] = true;
+    for version in VERSIONS {
+        let mut dice = Dice::new()?;
+        let outbox = Outbox::start(version).await?;
+        let publishers = [
+            outbox.server.connect().await?,
+            outbox.server.connect().await?,
+            outbox.server.connect().await?,
+        ];
+        let mut open = [false; 3];
+        let mut snapshots: Vec<Snapshot> = vec![Snapshot::origin()];
+        for _ in 0..120 {
+            let who = usize::try_from(dice.roll(3))?;
+            let publisher = &publishers[who];
+            match (open[who], dice.roll(3)) {
+                (false, _) => {
+                    publisher.batch_execute("begin").await?;
+                    publish(publisher, 2).await?;
+                    open[who] = true;
+                }
+                (true, 0) => {
+                    publish(publisher, 1).await?;
+                }
+                (true, how) => {
+                    let end = if how == 1 { "commit" } else { "rollback" };
+                    publisher.batch_execute(end).await?;
+                    open[who] = false;
+                }
             }
-            (true, 0) => {
-                publish(publisher, 1).await?;
-            }
-            (true, how) => {
-                let end = if how == 1 { "commit" } else { "rollback" };
-                publisher.batch_execute(end).await?;
-                open[who] = false;
-            }
+            let now: String = outbox.value("select pg_current_snapshot()::text").await?;
+            snapshots.push(now.parse()?);
         }
-        let now: String = outbox.value("select pg_current_snapshot()::text").await?;
-        snapshots.push(now.parse()?);
-    }
-    let rows = "select tx::text, id from pillarbox.event order by tx, id";
-    let rows = outbox.admin.query(rows, &[]).await?;
-    let read = |row: &tokio_postgres::Row| -> Result<Cut> {
-        Ok(Cut {
-            tx: row.get::<_, &str>(0).parse()?,
-            id: row.get(1),
-        })
-    };
-    let events = rows.iter().map(read).collect::<Result<Vec<_>>>()?;
-    assert!(events.len() > 20);
-    for _ in 0..150 {
-        let at = usize::try_from(dice.roll(snapshots.len() as u64))?;
-        let later = at + usize::try_from(dice.roll((snapshots.len() - at) as u64))?;
-        let mut position = Position {
-            from: snapshots[at].clone(),
-            to: snapshots[later].clone(),
-            until: None,
+        let rows = "select tx::text, id from pillarbox.event order by tx, id";
+        let rows = outbox.admin.query(rows, &[]).await?;
+        let read = |row: &tokio_postgres::Row| -> Result<Cut> {
+            Ok(Cut {
+                tx: row.get::<_, &str>(0).parse()?,
+                id: row.get(1),
+            })
         };
-        let span = Span {
-            from: position.from.clone(),
-            to: position.to.clone(),
-            after: None,
-            until: None,
-        };
-        let inside: Vec<_> = events.iter().filter(|at| span.contains(**at)).collect();
-        if !inside.is_empty() && dice.roll(3) > 0 {
-            position.until = Some(*inside[usize::try_from(dice.roll(inside.len() as u64))?]);
+        let events = rows.iter().map(read).collect::<Result<Vec<_>>>()?;
+        assert!(events.len() > 20);
+        for _ in 0..150 {
+            let at = usize::try_from(dice.roll(snapshots.len() as u64))?;
+            let later = at + usize::try_from(dice.roll((snapshots.len() - at) as u64))?;
+            let mut position = Position {
+                from: snapshots[at].clone(),
+                to: snapshots[later].clone(),
+                until: None,
+            };
+            let span = Span {
+                from: position.from.clone(),
+                to: position.to.clone(),
+                after: None,
+                until: None,
+            };
+            let inside: Vec<_> = events.iter().filter(|at| span.contains(**at)).collect();
+            if !inside.is_empty() && dice.roll(3) > 0 {
+                position.until = Some(*inside[usize::try_from(dice.roll(inside.len() as u64))?]);
+            }
+            agree(&outbox.admin, &events, &position).await?;
         }
-        agree(&outbox.admin, &events, &position).await?;
     }
     Ok(())
 }
@@ -494,23 +502,25 @@ async fn agree(client: &Client, events: &[Cut], position: &Position) -> Result<(
 /// A batch that is full ends its read by a cancellation; the session goes on with the next one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_batch_leaves_the_session_usable() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let committed = outbox.publish(3_000).await?;
-    let mut drain = outbox.drain("main").await?;
-    for rows in [1, 2, 100, 1_500, 2_990, 2_999] {
-        for _ in 0..8 {
-            let span = drain.position.next_span(drain.look().await?);
-            let columns = ["event_id".to_owned()];
-            // Full before the read's own limit, as when the bytes are used up.
-            let mut read = crate::outbox::Read::new(rows);
-            drain
-                .session
-                .read(&span, &columns, 1_000_000, &mut read)
-                .await?;
-            assert_eq!(read.events.len() as u64, rows);
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let committed = outbox.publish(3_000).await?;
+        let mut drain = outbox.drain("main").await?;
+        for rows in [1, 2, 100, 1_500, 2_990, 2_999] {
+            for _ in 0..8 {
+                let span = drain.position.next_span(drain.look().await?);
+                let columns = ["event_id".to_owned()];
+                // Full before the read's own limit, as when the bytes are used up.
+                let mut read = crate::outbox::Read::new(rows);
+                drain
+                    .session
+                    .read(&span, &columns, 1_000_000, &mut read)
+                    .await?;
+                assert_eq!(read.events.len() as u64, rows);
+            }
         }
+        exactly_once(&committed, &drain.all(500).await?);
     }
-    exactly_once(&committed, &drain.all(500).await?);
     Ok(())
 }
 
@@ -518,64 +528,72 @@ async fn a_full_batch_leaves_the_session_usable() -> Result<()> {
 /// be noticed: the probe finds it.
 #[tokio::test]
 async fn a_late_commit_is_noticed_without_a_new_event() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let slow = outbox.server.connect().await?;
-    slow.batch_execute("begin").await?;
-    publish(&slow, 1).await?;
-    outbox.publish(1).await?;
-    let mut drain = outbox.drain("main").await?;
-    assert_eq!(drain.all(10).await?.len(), 1);
-    let idle = drain.session.probe(&drain.position).await?;
-    assert_eq!(idle.waiting, None);
-    slow.batch_execute("commit").await?;
-    let probe = drain.session.probe(&drain.position).await?;
-    assert!(probe.waiting.is_some());
-    assert_eq!(drain.all(10).await?.len(), 1);
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let slow = outbox.server.connect().await?;
+        slow.batch_execute("begin").await?;
+        publish(&slow, 1).await?;
+        outbox.publish(1).await?;
+        let mut drain = outbox.drain("main").await?;
+        assert_eq!(drain.all(10).await?.len(), 1);
+        let idle = drain.session.probe(&drain.position).await?;
+        assert_eq!(idle.waiting, None);
+        slow.batch_execute("commit").await?;
+        let probe = drain.session.probe(&drain.position).await?;
+        assert!(probe.waiting.is_some());
+        assert_eq!(drain.all(10).await?.len(), 1);
+    }
     Ok(())
 }
 
 /// A clock that was set back does not hold events up: one from the future has waited.
 #[tokio::test]
 async fn events_from_the_future_count_as_waiting() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let future = "insert into pillarbox.event (event_type, event_context, published_at)
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let future = "insert into pillarbox.event (event_type, event_context, published_at)
                   values ('test', '{}', now() + interval '1 hour')";
-    outbox.admin.batch_execute(future).await?;
-    let drain = outbox.drain("main").await?;
-    let probe = drain.session.probe(&drain.position).await?;
-    let waiting = probe.waiting.context("an event waits")?;
-    assert!(waiting > Duration::from_secs(3_000), "{waiting:?}");
+        outbox.admin.batch_execute(future).await?;
+        let drain = outbox.drain("main").await?;
+        let probe = drain.session.probe(&drain.position).await?;
+        let waiting = probe.waiting.context("an event waits")?;
+        assert!(waiting > Duration::from_secs(3_000), "{waiting:?}");
+    }
     Ok(())
 }
 
 /// INV-2: events of a batch that was read but not sealed when the session was lost are read again.
 #[tokio::test]
 async fn an_unsealed_batch_leaves_no_trace() -> Result<()> {
-    let outbox = Outbox::start(PgVersion::V15).await?;
-    let committed = outbox.publish(10).await?;
-    let drain = outbox.drain("main").await?;
-    let span = drain.position.next_span(drain.look().await?);
-    drain.draft(span, 5).await?.context("a draft")?;
-    drop(drain);
-    let mut drain = outbox.drain("main").await?;
-    assert_eq!((drain.last_number, drain.unfinished.len()), (0, 0));
-    exactly_once(&committed, &drain.all(4).await?);
-    let left: i64 = value(&outbox.admin, "select count(*) from pillarbox.open_batch").await?;
-    assert_eq!(left, 0);
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let committed = outbox.publish(10).await?;
+        let drain = outbox.drain("main").await?;
+        let span = drain.position.next_span(drain.look().await?);
+        drain.draft(span, 5).await?.context("a draft")?;
+        drop(drain);
+        let mut drain = outbox.drain("main").await?;
+        assert_eq!((drain.last_number, drain.unfinished.len()), (0, 0));
+        exactly_once(&committed, &drain.all(4).await?);
+        let left: i64 = value(&outbox.admin, "select count(*) from pillarbox.open_batch").await?;
+        assert_eq!(left, 0);
+    }
     Ok(())
 }
 
 /// More subtransactions than a snapshot holds, and a thousand open transactions' worth of holes.
 #[tokio::test]
 async fn many_subtransactions_and_many_running_transactions() -> Result<()> {
-    let server = Postgres::builder()
-        .setting("max_connections", "160")
-        .start()
-        .await?;
-    let outbox = Outbox::on(server).await?;
-    let slow = outbox.server.connect().await?;
-    slow.batch_execute("begin").await?;
-    let nested = "do $$
+    for version in VERSIONS {
+        let server = Postgres::builder()
+            .version(version)
+            .setting("max_connections", "160")
+            .start()
+            .await?;
+        let outbox = Outbox::on(server).await?;
+        let slow = outbox.server.connect().await?;
+        slow.batch_execute("begin").await?;
+        let nested = "do $$
         begin
             for n in 1..200 loop
                 begin
@@ -585,30 +603,31 @@ async fn many_subtransactions_and_many_running_transactions() -> Result<()> {
                 end;
             end loop;
         end $$";
-    slow.batch_execute(nested).await?;
-    let mut running = Vec::new();
-    let mut committed = Vec::new();
-    for _ in 0..100 {
-        let client = outbox.server.connect().await?;
-        client.batch_execute("begin").await?;
-        committed.extend(publish(&client, 2).await?);
-        running.push(client);
+        slow.batch_execute(nested).await?;
+        let mut running = Vec::new();
+        let mut committed = Vec::new();
+        for _ in 0..100 {
+            let client = outbox.server.connect().await?;
+            client.batch_execute("begin").await?;
+            committed.extend(publish(&client, 2).await?);
+            running.push(client);
+        }
+        let mut drain = outbox.drain("main").await?;
+        committed.extend(outbox.publish(3).await?);
+        let mut batches = drain.all(2).await?;
+        for client in running.iter().rev() {
+            client.batch_execute("commit").await?;
+            batches.extend(drain.all(1).await?);
+        }
+        slow.batch_execute("commit").await?;
+        batches.extend(drain.all(64).await?);
+        let all: i64 = outbox.value("select count(*) from pillarbox.event").await?;
+        assert_eq!(all, 100 + 200 + 3);
+        let sql = "select event_id from pillarbox.event order by tx, id";
+        let rows = outbox.admin.query(sql, &[]).await?;
+        let stored: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+        exactly_once(&stored, &batches);
+        assert!(committed.iter().all(|id| stored.contains(id)));
     }
-    let mut drain = outbox.drain("main").await?;
-    committed.extend(outbox.publish(3).await?);
-    let mut batches = drain.all(2).await?;
-    for client in running.iter().rev() {
-        client.batch_execute("commit").await?;
-        batches.extend(drain.all(1).await?);
-    }
-    slow.batch_execute("commit").await?;
-    batches.extend(drain.all(64).await?);
-    let all: i64 = outbox.value("select count(*) from pillarbox.event").await?;
-    assert_eq!(all, 100 + 200 + 3);
-    let sql = "select event_id from pillarbox.event order by tx, id";
-    let rows = outbox.admin.query(sql, &[]).await?;
-    let stored: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
-    exactly_once(&stored, &batches);
-    assert!(committed.iter().all(|id| stored.contains(id)));
     Ok(())
 }

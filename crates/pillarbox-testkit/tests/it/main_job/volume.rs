@@ -73,10 +73,15 @@ async fn ten_thousand_events_in_one_transaction(flavour: Flavour) -> Result<()> 
 const BACKLOG_PATIENCE: Duration = Duration::from_secs(150);
 
 /// Lets a relay deliver the backlog, and gives the most memory it had.
-async fn deliver(scene: &Scene, oracle: &Oracle, variables: &[(&str, &str)]) -> Result<u64> {
+async fn deliver(
+    scene: &Scene,
+    oracle: &Oracle,
+    variables: &[(&str, &str)],
+    patience: Duration,
+) -> Result<u64> {
     let relay = scene.running_with(variables)?;
     let published = oracle.published();
-    eventually("the backlog to be delivered", BACKLOG_PATIENCE, || async {
+    eventually("the backlog to be delivered", patience, || async {
         Ok((scene.count().await? >= published).then_some(()))
     })
     .await
@@ -109,53 +114,84 @@ async fn events_of_megabytes(flavour: Flavour) -> Result<()> {
         commit(&mut client, &oracle, Way::Insert, &[event]).await?;
     }
     let bytes = BATCH.to_string();
-    let peak = deliver(&scene, &oracle, &[("MAX_BYTES", &bytes)]).await?;
+    let peak = deliver(&scene, &oracle, &[("MAX_BYTES", &bytes)], BACKLOG_PATIENCE).await?;
     let bound = memory_max(BATCH, 8 * MIB);
     ensure!(backlog > bound, "the backlog shows nothing");
     ensure!(peak <= bound, "{} MiB, not {}", peak / MIB, bound / MIB);
     Ok(())
 }
 
-async fn a_backlog_of_small_events(flavour: Flavour) -> Result<()> {
-    const EVENTS: u32 = 300_000;
-    const BATCH: u64 = 4 * MIB;
+/// A backlog of so many events, and the bytes of a batch that must do for it.
+struct Backlog {
+    events: u32,
+    batch_bytes: u64,
+    patience: Duration,
+}
+
+/// Events of a transaction of the backlog.
+const TRANSACTION: u32 = 100_000;
+
+impl Backlog {
     const AT_US: i64 = 1_795_176_000_000_000;
-    let scene = Scene::start(flavour).await?;
-    let pad = "y".repeat(200);
-    let insert = format!(
-        "insert into pillarbox.event (event_id, event_type, event_date_time, event_context)
-         select lpad(to_hex(n), 32, '0')::uuid, 'small', to_timestamp({}),
-             ('{{\"n\": ' || n || ', \"pad\": \"{pad}\"}}')::json
-         from generate_series(1, {EVENTS}) n",
-        AT_US / 1_000_000
-    );
-    scene.postgres.execute(&insert).await?;
-    let oracle = Oracle::new();
-    for n in 1..=EVENTS {
-        let context = format!(r#"{{"n": {n}, "pad": "{pad}"}}"#);
-        let content = Content {
-            event_type: "small",
-            environment: "production",
-            event_context: context.as_bytes(),
-            metadata_version: 1,
-        };
-        let id = Uuid::from_u128(u128::from(n));
-        oracle.committed(Published::new(id, &content, AT_US));
+
+    fn pad() -> String {
+        "y".repeat(200)
     }
-    let bytes = BATCH.to_string();
-    let variables = [("MAX_BYTES", bytes.as_str()), ("MAX_ROWS", "200000")];
-    let peak = deliver(&scene, &oracle, &variables).await?;
-    let bound = memory_max(BATCH, MIB);
-    ensure!(peak <= bound, "{} MiB, not {}", peak / MIB, bound / MIB);
-    let batches = format!(
-        "select count(*) from pillarbox.batch where kind = 'window' and sink = \
-                           (select sink from pillarbox.sink where name = '{SINK}')"
-    );
-    ensure!(
-        scene.number(&batches).await? >= 20,
-        "batches were larger than allowed"
-    );
-    Ok(())
+
+    async fn publish(&self, scene: &Scene) -> Result<Oracle> {
+        let pad = Self::pad();
+        let client = scene.postgres.connect().await?;
+        let oracle = Oracle::new();
+        for first in (1..=self.events).step_by(TRANSACTION as usize) {
+            let last = self.events.min(first + TRANSACTION - 1);
+            let insert = format!(
+                "insert into pillarbox.event (event_id, event_type, event_date_time, event_context)
+                 select lpad(to_hex(n), 32, '0')::uuid, 'small', to_timestamp({}),
+                     ('{{\"n\": ' || n || ', \"pad\": \"{pad}\"}}')::json
+                 from generate_series({first}, {last}) n",
+                Self::AT_US / 1_000_000
+            );
+            client.batch_execute(&insert).await?;
+            for n in first..=last {
+                let context = format!(r#"{{"n": {n}, "pad": "{pad}"}}"#);
+                let content = Content {
+                    event_type: "small",
+                    environment: "production",
+                    event_context: context.as_bytes(),
+                    metadata_version: 1,
+                };
+                let id = Uuid::from_u128(u128::from(n));
+                oracle.committed(Published::new(id, &content, Self::AT_US));
+            }
+        }
+        Ok(oracle)
+    }
+
+    /// Delivered whole, by a relay whose memory stays within what its configuration allows.
+    async fn is_delivered(&self, flavour: Flavour) -> Result<()> {
+        let scene = Scene::start(flavour).await?;
+        let oracle = self.publish(&scene).await?;
+        let bytes = self.batch_bytes.to_string();
+        let variables = [("MAX_BYTES", bytes.as_str()), ("MAX_ROWS", "200000")];
+        let peak = deliver(&scene, &oracle, &variables, self.patience).await?;
+        let bound = memory_max(self.batch_bytes, MIB);
+        println!(
+            "events={} peak={} MiB bound={} MiB",
+            self.events,
+            peak / MIB,
+            bound / MIB
+        );
+        ensure!(peak <= bound, "{} MiB, not {}", peak / MIB, bound / MIB);
+        let batches = format!(
+            "select count(*) from pillarbox.batch where kind = 'window' and sink = \
+                               (select sink from pillarbox.sink where name = '{SINK}')"
+        );
+        ensure!(
+            scene.number(&batches).await? >= 20,
+            "batches were larger than allowed"
+        );
+        Ok(())
+    }
 }
 
 #[tokio::test]
@@ -175,5 +211,23 @@ async fn inv_7_events_of_megabytes_into_clickhouse_26() -> Result<()> {
 
 #[tokio::test]
 async fn inv_7_a_backlog_of_small_events_into_clickhouse_18() -> Result<()> {
-    a_backlog_of_small_events(Flavour::V18).await
+    let backlog = Backlog {
+        events: 300_000,
+        batch_bytes: 4 * MIB,
+        patience: BACKLOG_PATIENCE,
+    };
+    backlog.is_delivered(Flavour::V18).await
+}
+
+/// A backlog of hours, seventeen times as long as the one above, with batches of the default size.
+/// Run it with `cargo nextest run --all-features --run-ignored only five_million`.
+#[tokio::test]
+#[ignore = "a measurement of many minutes and 10 GB of disk"]
+async fn inv_7_a_backlog_of_five_million_events_into_clickhouse_26() -> Result<()> {
+    let backlog = Backlog {
+        events: 5_000_000,
+        batch_bytes: 32 * MIB,
+        patience: 20 * BACKLOG_PATIENCE,
+    };
+    backlog.is_delivered(Flavour::V26).await
 }
