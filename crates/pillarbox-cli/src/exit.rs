@@ -109,6 +109,7 @@ impl From<SchemaError> for Failure {
             SchemaError::Statement(_) => Self::new(Exit::Failed, error),
             SchemaError::Missing
             | SchemaError::Newer { .. }
+            | SchemaError::Older { .. }
             | SchemaError::Rights { .. }
             | SchemaError::Invalid(_) => Self::new(Exit::Refused, error),
         }
@@ -125,7 +126,7 @@ impl From<&Trouble> for Exit {
     fn from(trouble: &Trouble) -> Self {
         match trouble.reaction {
             _ if trouble.code.is_some_and(|code| WRONG_USER.contains(&code)) => Self::Usage,
-            Reaction::Backoff | Reaction::Slower => Self::Unreachable,
+            Reaction::Backoff | Reaction::Slower | Reaction::Halve => Self::Unreachable,
             Reaction::Replan | Reaction::Stop => Self::Refused,
         }
     }

@@ -30,6 +30,8 @@ pub enum Kind {
     Replay,
     /// Events delivered again because the sink had lost them.
     Repair,
+    /// Dead letters that somebody wants to be delivered after all.
+    Retry,
 }
 
 impl Kind {
@@ -41,6 +43,7 @@ impl Kind {
             Self::Child => "child",
             Self::Replay => "replay",
             Self::Repair => "repair",
+            Self::Retry => "retry",
         }
     }
 }
@@ -84,8 +87,14 @@ pub struct Batch {
     pub origin: u32,
     /// Why the batch exists.
     pub kind: Kind,
+    /// The batch that it was split from, or that it delivers again.
+    pub parent: Option<i64>,
+    /// The first batch of its family, for a child: a family is settled as one.
+    pub root: Option<i64>,
     /// Which events it holds.
     pub span: Span,
+    /// Which of the span's events, where these are not all.
+    pub selection: Selection,
     /// Number of events.
     pub rows: u64,
     /// Bytes of the events as read from the outbox.
@@ -107,6 +116,55 @@ impl Batch {
     /// The value of the sink's column `batch`.
     pub fn sink_value(&self) -> u64 {
         sink_value(self.origin, self.number)
+    }
+
+    /// The first batch of its family: itself, unless it is a child.
+    pub fn family(&self) -> i64 {
+        self.root.unwrap_or(self.number)
+    }
+}
+
+/// Which events of a span a batch holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Selection {
+    /// Where its events lie.
+    #[serde(default, skip_serializing_if = "Store::is_outbox")]
+    pub store: Store,
+    /// Those of one partition of the destination: the others were delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<String>,
+    /// Those that happened between two instants, the second excluded, in microseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<(i64, i64)>,
+    /// Not these: they are in the dead letters. Ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Cut>,
+}
+
+impl Selection {
+    /// Whether every event of the span belongs to the batch.
+    pub fn is_all(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Where the events of a batch lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Store {
+    /// In the outbox.
+    #[default]
+    Outbox,
+    /// In the dead letters that are to be retried; a batch of them is not sealed yet.
+    Requested,
+    /// In the dead letters that the batch of this number retries.
+    Retried(i64),
+}
+
+impl Store {
+    fn is_outbox(&self) -> bool {
+        *self == Self::Outbox
     }
 }
 
@@ -153,6 +211,8 @@ pub struct Draft {
     pub cut: Option<Cut>,
     /// The blocks, in the order of their ordinals.
     pub blocks: Vec<EncodedBlock>,
+    /// The rows of its span that the destination cannot represent, ascending; not in the blocks.
+    pub dead: Vec<RowError>,
 }
 
 impl Draft {
@@ -185,38 +245,56 @@ impl Draft {
 pub struct Builder<E> {
     encoder: E,
     limits: Limits,
+    without: Vec<Cut>,
+    dead_max: u64,
     rows: u64,
     bytes: u64,
     last: Option<Cut>,
     is_full: bool,
+    dead: Vec<RowError>,
 }
 
 impl<E: Encoder> Rows for Builder<E> {
     fn push(&mut self, row: &Row<'_>) -> Result<Pushed, RowError> {
+        if self.without.binary_search(&row.at).is_ok() {
+            return Ok(Pushed::Skipped);
+        }
         let bytes: u64 = row
             .fields
             .iter()
             .flatten()
             .map(|field| field.len() as u64)
             .sum();
-        let fits = self.rows < self.limits.rows_max && self.bytes + bytes <= self.limits.bytes_max;
-        if self.rows > 0 && !fits {
+        // Dead rows count: the source reads one row more than may be taken, of whatever kind.
+        let count = self.rows + self.dead();
+        let fits = count < self.limits.rows_max && self.bytes + bytes <= self.limits.bytes_max;
+        if count > 0 && !fits {
             self.is_full = true;
             return Ok(Pushed::NoRoom);
         }
-        let pushed = match self.encoder.push(row) {
-            // The rows before a bad one make a batch of their own.
-            Err(_) if self.rows > 0 => Pushed::NoRoom,
-            pushed => pushed?,
-        };
-        if pushed == Pushed::Taken {
-            self.rows += 1;
-            self.bytes += bytes;
-            self.last = Some(row.at);
-        } else {
-            self.is_full = true;
+        match self.encoder.push(row) {
+            Ok(Pushed::Taken) => {
+                self.rows += 1;
+                self.bytes += bytes;
+                self.last = Some(row.at);
+                Ok(Pushed::Taken)
+            }
+            Ok(Pushed::Skipped) => Ok(Pushed::Skipped),
+            Ok(Pushed::NoRoom) => {
+                self.is_full = true;
+                Ok(Pushed::NoRoom)
+            }
+            Err(error) if self.dead_max == 0 => Err(error),
+            Err(_) if self.dead() == self.dead_max => {
+                self.is_full = true;
+                Ok(Pushed::NoRoom)
+            }
+            Err(error) => {
+                self.dead.push(error);
+                self.last = Some(row.at);
+                Ok(Pushed::Taken)
+            }
         }
-        Ok(pushed)
     }
 }
 
@@ -226,20 +304,55 @@ impl<E: Encoder> Builder<E> {
         Self {
             encoder,
             limits,
+            without: Vec::new(),
+            dead_max: 0,
             rows: 0,
             bytes: 0,
             last: None,
             is_full: false,
+            dead: Vec::new(),
         }
     }
 
-    /// Closes the batch.
-    pub fn finish(self) -> Draft {
+    /// Leaves these rows out. Ascending.
+    #[must_use]
+    pub fn without(self, without: &[Cut]) -> Self {
+        Self {
+            without: without.to_vec(),
+            ..self
+        }
+    }
+
+    /// Sets aside up to so many rows that the destination cannot represent. Without, the first one is an
+    /// error.
+    #[must_use]
+    pub fn setting_aside(self, dead_max: u64) -> Self {
+        Self { dead_max, ..self }
+    }
+
+    /// Rows taken, those that the destination cannot represent excepted.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Rows that the destination cannot represent.
+    pub fn dead(&self) -> u64 {
+        self.dead.len() as u64
+    }
+
+    /// Where the batch cuts its span, because a row that follows had no room.
+    pub fn cut(&self) -> Option<Cut> {
+        self.last.filter(|_| self.is_full)
+    }
+
+    /// Closes the batch whose column `batch` is `sink_value`.
+    pub fn finish(self, sink_value: u64) -> Draft {
         Draft {
             rows: self.rows,
             bytes: self.bytes,
-            cut: self.last.filter(|_| self.is_full),
-            blocks: self.encoder.finish(),
+            cut: self.cut(),
+            blocks: self.encoder.finish(sink_value),
+            dead: self.dead,
         }
     }
 }

@@ -37,6 +37,9 @@ pub const BYTES_CEILING: u64 = 256 * 1024 * 1024;
 /// Most deliveries at once: more than two gain nothing, and each costs `max_bytes` of memory.
 pub const IN_FLIGHT_CEILING: u64 = 8;
 
+/// Most bad events that may be set aside within an hour: each is found by a dozen inserts.
+pub const POISON_CEILING: u64 = 100_000;
+
 /// Why a configuration cannot be used. Never shows a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -105,6 +108,10 @@ pub struct Relay {
     pub in_flight: u64,
     /// Silence of the active relay after which a stand-by takes over.
     pub takeover_after: Period,
+    /// Bad events within an hour, for each sink; with more the sink stops.
+    pub poison_max_rows: u64,
+    /// Share of bad events in a batch of a hundred or more; with more the sink stops.
+    pub poison_max_share: f64,
     /// Shortest wait between two looks at the outbox.
     pub probe_min: Period,
     /// Longest wait between two looks at the outbox.
@@ -119,6 +126,8 @@ impl Default for Relay {
             max_age: Period(Duration::from_secs(1)),
             in_flight: 2,
             takeover_after: Period(Duration::from_secs(15)),
+            poison_max_rows: 100,
+            poison_max_share: 0.1,
             probe_min: Period(Duration::from_millis(10)),
             probe_max: Period(Duration::from_millis(250)),
         }
@@ -360,6 +369,13 @@ impl Config {
             13_000,
             600_000,
         )?;
+        quantity::within(
+            "relay.poison_max_rows",
+            relay.poison_max_rows,
+            0,
+            POISON_CEILING,
+        )?;
+        quantity::within("relay.poison_max_share", relay.poison_max_share, 0.0, 1.0)?;
         period("relay.probe_min", relay.probe_min, 1, 10_000)?;
         period("relay.probe_max", relay.probe_max, 1, 60_000)?;
         if relay.probe_max < relay.probe_min {

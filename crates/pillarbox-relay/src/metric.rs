@@ -82,6 +82,12 @@ const BYTES: Metric = metric(
     "bytes",
     "bytes of the events delivered and recorded, as max_bytes counts them",
 );
+const DEAD: Metric = metric(
+    "pillarbox_dead_letters_total",
+    Kind::Counter,
+    "rows",
+    "events set aside because the sink cannot take them",
+);
 const INSERTS: Metric = metric(
     "pillarbox_inserts_total",
     Kind::Counter,
@@ -160,6 +166,7 @@ pub const ALL: &[Metric] = &[
     BATCHES,
     ROWS,
     BYTES,
+    DEAD,
     INSERTS,
     UNKNOWN,
     RETRIES,
@@ -196,6 +203,7 @@ pub(crate) struct Meters {
     pub(crate) batches: Counter,
     pub(crate) rows: Counter,
     pub(crate) bytes: Counter,
+    pub(crate) dead: Counter,
     pub(crate) inserts: Counter,
     pub(crate) unknown: Counter,
     pub(crate) retries: Counter,
@@ -221,6 +229,7 @@ impl Meters {
             batches: counter(BATCHES),
             rows: counter(ROWS),
             bytes: counter(BYTES),
+            dead: counter(DEAD),
             inserts: counter(INSERTS),
             unknown: counter(UNKNOWN),
             retries: counter(RETRIES),

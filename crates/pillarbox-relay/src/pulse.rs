@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::batch::Batch;
 use crate::metric::Meters;
 use crate::sink::Guarantee;
-use crate::source::{Probe, Unfinished};
+use crate::source::{Outcome, Probe, Unfinished};
 
 /// A relay that has been asking to take over for this long has reached PostgreSQL, and so stands by:
 /// connecting fails sooner than this.
@@ -301,15 +301,16 @@ impl Pulse {
         self.meters.retries.increment(1);
     }
 
-    pub(crate) fn delivered(&self, batch: &Batch, began: Instant, now: Instant) {
+    pub(crate) fn delivered(&self, batch: &Batch, outcome: &Outcome, began: Instant, now: Instant) {
         let mut state = self.state();
         state.batches += 1;
-        state.rows += batch.rows;
+        state.rows += outcome.rows;
         state.delivered_at = Some(now);
         state.open.remove(&batch.number);
         state.become_role(Role::Active, None, now);
         self.meters.batches.increment(1);
-        self.meters.rows.increment(batch.rows);
+        self.meters.rows.increment(outcome.rows);
+        self.meters.dead.increment(outcome.dead);
         self.meters.bytes.increment(batch.bytes);
         self.meters.delivery.record(now - began);
     }

@@ -7,34 +7,39 @@
 //! snapshot and row in memory: the ledger alone says where sealing stands.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::OptionFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::clock::Clock;
-use crate::failpoint::step;
 use crate::pulse::Pulse;
-use crate::sink::{Delivery, Doubt, Insert, Reaction, Resolution, Sink, Trouble};
-use crate::source::{Outcome, Session, Source, SourceError, Standby, Switches};
+use crate::sink::{Reaction, Sink, Trouble};
+use crate::source::{Request, Session, Source, SourceError, Standby, Switches};
 
 mod beside;
+mod delivering;
+mod dividing;
+mod family;
 mod halt;
 mod options;
 mod planning;
+mod pressure;
+mod requests;
 mod sealing;
 
 use halt::stopped;
 pub use halt::{Drained, Halt};
 use options::Mode;
-pub use options::Options;
-use sealing::{Prepared, Sealing};
+pub use options::{Options, Poison};
+use pressure::Pressure;
+use sealing::Sealing;
 
 /// Delivers the events of one source to one sink, each exactly once.
 #[derive(Debug)]
@@ -45,6 +50,7 @@ pub struct Relay<S, K, C> {
     options: Options,
     /// Blocks sent, ever: tells how far a deduplication window has moved on.
     blocks: AtomicU64,
+    pressure: Pressure,
     pulse: Arc<Pulse>,
 }
 
@@ -55,8 +61,18 @@ struct Tenure<'a, S, P> {
     mode: Mode,
     stop: &'a CancellationToken,
     switches: watch::Receiver<Switches>,
+    /// Since when this relay alone may send; taken a little late.
+    began: Instant,
     /// One permit per delivery at once, given in the order of the batches.
     permits: Semaphore,
+    /// Random bits of the registration.
+    origin: u32,
+    /// Number of the ledger's last batch. Locked from giving the next number to sealing it.
+    last_number: Mutex<i64>,
+    /// When the plan was last compared with the sink.
+    plan_checked_at: Mutex<Option<Instant>>,
+    /// What somebody wants to be delivered again, found but not answered yet.
+    request: Mutex<Option<Request>>,
 }
 
 impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
@@ -69,6 +85,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             clock,
             options,
             blocks: AtomicU64::default(),
+            pressure: Pressure::default(),
             pulse: Arc::new(pulse),
         }
     }
@@ -213,21 +230,27 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             return Ok(());
         };
         let permits = Semaphore::new(self.options.in_flight_max);
-        let tenure = Tenure {
+        let mut standing = session.standing().await?;
+        let mut tenure = Tenure {
             session,
             plan,
             mode,
             stop,
             switches,
+            began: self.clock.now(),
             permits,
+            origin: standing.origin,
+            last_number: Mutex::new(standing.last_number),
+            plan_checked_at: Mutex::new(None),
+            request: Mutex::new(None),
         };
-        let mut standing = session.standing().await?;
         if standing.timeline_changed {
             let judged = self.judge_timeline(&tenure, &mut standing);
             if judged.await? {
                 return Ok(());
             }
         }
+        tenure.origin = standing.origin;
         *has_started = true;
         self.pulse.standing(&standing.unfinished, self.clock.now());
         if standing.unfinished.is_empty() {
@@ -282,139 +305,6 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         }
     }
 
-    /// Delivers every block of a batch, then records the outcome.
-    async fn deliver(
-        &self,
-        tenure: &Tenure<'_, S::Session, K::Plan>,
-        prepared: Prepared,
-    ) -> Result<(), Halt> {
-        let Ok(_permit) = tenure.permits.acquire().await else {
-            return Ok(());
-        };
-        let _in_flight = self.pulse.delivering();
-        let began = self.clock.now();
-        let batch = &prepared.batch;
-        let mut outcome = Outcome {
-            number: batch.number,
-            rows: batch.rows,
-            attempts: 0,
-            server: String::new(),
-        };
-        for (ordinal, encoded) in prepared.blocks.iter().enumerate() {
-            let insert = Insert {
-                batch,
-                ordinal,
-                body: &encoded.body,
-            };
-            let settled = self.deliver_block(tenure, &prepared, &insert, &mut outcome.attempts);
-            match settled.await? {
-                Some(server) => outcome.server = server,
-                None => return Ok(()),
-            }
-        }
-        step!("before-confirm");
-        tenure.session.confirm(&outcome).await?;
-        self.pulse.delivered(batch, began, self.clock.now());
-        tracing::info!(
-            batch = batch.number,
-            rows = batch.rows,
-            bytes = batch.bytes,
-            blocks = batch.blocks.len(),
-            attempts = outcome.attempts,
-            server = %outcome.server,
-            took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-            "delivered"
-        );
-        tenure.session.report(None).await?;
-        Ok(())
-    }
-
-    /// Sends a block until it is delivered; `None` when told to stop before that.
-    async fn deliver_block(
-        &self,
-        tenure: &Tenure<'_, S::Session, K::Plan>,
-        prepared: &Prepared,
-        insert: &Insert<'_>,
-        attempts: &mut u32,
-    ) -> Result<Option<String>, Halt> {
-        let began = self.clock.now();
-        let mut is_unknown = prepared.is_unknown;
-        // An attempt in doubt stays in doubt while later ones are refused: by the time that one gets
-        // through, the destination may have forgotten the token.
-        let mut was_unknown = is_unknown;
-        let (mut failures, mut attempt) = (0, 0);
-        loop {
-            self.moved();
-            if self.held_back(tenure).await {
-                return Ok(None);
-            }
-            let trouble = if is_unknown {
-                let doubt = self.doubt(prepared);
-                match self.sink.resolve(&tenure.plan, insert, doubt).await {
-                    Ok(Resolution::Resend) => {
-                        is_unknown = false;
-                        continue;
-                    }
-                    Ok(Resolution::Delivered(server)) => return Ok(Some(server)),
-                    Ok(Resolution::Undecidable(trouble)) => return Err(stopped(trouble)),
-                    Err(trouble) => trouble,
-                }
-            } else {
-                attempt += 1;
-                *attempts += 1;
-                match self.send(tenure, insert, attempt).await? {
-                    Delivery::Delivered(server) => return Ok(Some(server)),
-                    Delivery::Retry(trouble) => {
-                        is_unknown = was_unknown;
-                        trouble
-                    }
-                    Delivery::Rejected(trouble) => return Err(stopped(trouble)),
-                    Delivery::Unknown(trouble) => {
-                        self.pulse.unknown();
-                        (is_unknown, was_unknown) = (true, true);
-                        trouble
-                    }
-                }
-            };
-            failures += 1;
-            self.pulse.retrying();
-            {
-                let (batch, block) = (insert.batch.number, insert.ordinal);
-                let error: &dyn std::error::Error = &trouble;
-                tracing::warn!(
-                    batch,
-                    block,
-                    attempt,
-                    is_unknown,
-                    error,
-                    "not delivered yet"
-                );
-            }
-            if self
-                .bear(tenure.mode, trouble, failures, began, tenure.stop)
-                .await?
-            {
-                return Ok(None);
-            }
-        }
-    }
-
-    async fn send(
-        &self,
-        tenure: &Tenure<'_, S::Session, K::Plan>,
-        insert: &Insert<'_>,
-        attempt: u32,
-    ) -> Result<Delivery, Halt> {
-        // Whoever lost the lock must not send: the new holder may be looking into the sink.
-        tenure.session.beat().await?;
-        step!("before-send");
-        self.pulse.inserting();
-        self.blocks.fetch_add(1, Ordering::Relaxed);
-        let delivery = self.sink.deliver(&tenure.plan, insert, attempt).await;
-        step!("block-answered");
-        Ok(delivery)
-    }
-
     /// Waits as `trouble` asks for, or gives up; returns whether to stop.
     async fn bear(
         &self,
@@ -426,7 +316,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     ) -> Result<bool, Halt> {
         let backoff = match trouble.reaction {
             Reaction::Backoff => Backoff::USUAL,
-            Reaction::Slower => Backoff::SLOWER,
+            Reaction::Slower | Reaction::Halve => Backoff::SLOWER,
             Reaction::Replan => return Err(Halt::Replan(trouble)),
             Reaction::Stop => return Err(stopped(trouble)),
         };
@@ -461,14 +351,6 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     async fn grace(&self, stop: &CancellationToken) {
         stop.cancelled().await;
         self.clock.sleep(self.options.grace).await;
-    }
-
-    fn doubt(&self, prepared: &Prepared) -> Doubt {
-        let blocks = self.blocks.load(Ordering::Relaxed) - prepared.blocks_before;
-        Doubt {
-            age: prepared.doubt.age + (self.clock.now() - prepared.prepared_at),
-            blocks_since: prepared.doubt.blocks_since + blocks,
-        }
     }
 
     fn moved(&self) {

@@ -11,7 +11,7 @@ pub mod registry;
 pub mod settings;
 
 /// The version of the schema that this program installs and works with.
-pub const VERSION: i32 = 1;
+pub const VERSION: i32 = 2;
 
 /// Advisory lock class of Pillarbox: 'PBOX' in ASCII. Object 0 is the ring, -1 the installation,
 /// a positive one the sink of that number.
@@ -23,21 +23,35 @@ const LOCK_INSTALLATION: i32 = -1;
 /// Installing in several databases at once collides in catalogs that the cluster shares.
 const ATTEMPTS_MAX: u32 = 10;
 
-const FILES: [(&str, &str); 7] = [
-    ("01_roles", include_str!("schema/sql/01_roles.sql")),
-    ("02_outbox", include_str!("schema/sql/02_outbox.sql")),
-    ("03_publish", include_str!("schema/sql/03_publish.sql")),
-    ("04_ledger", include_str!("schema/sql/04_ledger.sql")),
-    ("05_position", include_str!("schema/sql/05_position.sql")),
-    ("06_registry", include_str!("schema/sql/06_registry.sql")),
-    ("07_grants", include_str!("schema/sql/07_grants.sql")),
+/// The steps to the newest schema: the version that each belongs to, its name, its statements.
+const FILES: [(i32, &str, &str); 8] = [
+    (1, "01_roles", include_str!("schema/sql/01_roles.sql")),
+    (1, "02_outbox", include_str!("schema/sql/02_outbox.sql")),
+    (1, "03_publish", include_str!("schema/sql/03_publish.sql")),
+    (1, "04_ledger", include_str!("schema/sql/04_ledger.sql")),
+    (1, "05_position", include_str!("schema/sql/05_position.sql")),
+    (1, "06_registry", include_str!("schema/sql/06_registry.sql")),
+    (1, "07_grants", include_str!("schema/sql/07_grants.sql")),
+    (
+        2,
+        "08_dead_letters",
+        include_str!("schema/sql/08_dead_letters.sql"),
+    ),
 ];
+
+/// How long an upgrade waits for a table that a relay or a reader uses: what comes behind it waits, too.
+const LOCK_TIMEOUT: &str = "set local lock_timeout = '1s'";
 
 /// What a migration did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Migrated {
     /// The schema was not there, and is now.
     Installed,
+    /// An older version was there, and is this one now.
+    Upgraded {
+        /// The version before.
+        from: i32,
+    },
     /// The schema was there already.
     UpToDate,
 }
@@ -57,6 +71,15 @@ pub enum SchemaError {
          install a newer pillarbox"
     )]
     Newer {
+        /// The installed version.
+        found: i32,
+    },
+    /// The schema is older than this program.
+    #[error(
+        "the schema pillarbox has version {found}, but this program needs version {VERSION}; \
+         run: pillarbox migrate"
+    )]
+    Older {
         /// The installed version.
         found: i32,
     },
@@ -99,30 +122,40 @@ impl From<tokio_postgres::Error> for SchemaError {
     }
 }
 
-/// The statements that install the schema, as one transaction to be run by `psql`.
-pub fn print() -> String {
+/// The statements that lead from an installed version, 0 for none, to this one, as one transaction to
+/// be run by `psql`.
+pub fn print(installed: i32) -> String {
     let mut script = String::from("begin isolation level read committed;\n");
     let _ = writeln!(
         script,
         "select pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_INSTALLATION});"
     );
-    for (name, text) in FILES {
+    for (_, name, text) in FILES.iter().filter(|(version, ..)| *version > installed) {
         let _ = write!(script, "\n-- {name}\n{text}");
     }
     script.push_str("\ncommit;\n");
     script
 }
 
-/// Installs the schema in one transaction; does nothing where it is there. Safe when run by many at
-/// once. Dropping the future rolls back.
+/// Installs the schema, or upgrades an older one, in one transaction; does nothing where it is there.
+/// Safe when run by many at once, and beside publishers and relays: a relay of the older version goes
+/// on until it has to take over again. Dropping the future rolls back.
 ///
 /// # Errors
 /// When the server is unsuitable, the schema is newer, or the user lacks the rights.
 pub async fn migrate(client: &mut Client) -> Result<Migrated, SchemaError> {
+    migrate_to(client, VERSION).await
+}
+
+/// Installs or upgrades to `version` and no further; see [`migrate`].
+///
+/// # Errors
+/// Those of [`migrate`].
+pub async fn migrate_to(client: &mut Client, version: i32) -> Result<Migrated, SchemaError> {
     check_server(client).await?;
     let mut attempt = 1;
     loop {
-        match install(client).await {
+        match install(client, version).await {
             Err(error) if attempt < ATTEMPTS_MAX && is_collision(&error) => attempt += 1,
             Err(error) if is_missing_right(&error) => return Err(needs_administrator(&error)),
             Err(error) => return Err(error.into()),
@@ -151,10 +184,16 @@ pub async fn check_version(client: &Client) -> Result<(), SchemaError> {
     if found > VERSION {
         return Err(SchemaError::Newer { found });
     }
+    if found < VERSION {
+        return Err(SchemaError::Older { found });
+    }
     Ok(())
 }
 
-async fn install(client: &mut Client) -> Result<Result<Migrated, i32>, tokio_postgres::Error> {
+async fn install(
+    client: &mut Client,
+    version: i32,
+) -> Result<Result<Migrated, i32>, tokio_postgres::Error> {
     let transaction = client
         .build_transaction()
         .isolation_level(tokio_postgres::IsolationLevel::ReadCommitted)
@@ -165,25 +204,39 @@ async fn install(client: &mut Client) -> Result<Result<Migrated, i32>, tokio_pos
         .execute(lock, &[&LOCK_CLASS, &LOCK_INSTALLATION])
         .await?;
     let there = "select to_regclass('pillarbox.schema_version') is not null";
+    let mut from = 0;
     if transaction.query_one(there, &[]).await?.get(0) {
-        let version = "select max(version) from pillarbox.schema_version";
-        let found: i32 = transaction.query_one(version, &[]).await?.get(0);
-        return Ok(if found > VERSION {
-            Err(found)
-        } else {
-            Ok(Migrated::UpToDate)
-        });
+        let installed = "select max(version) from pillarbox.schema_version";
+        from = transaction.query_one(installed, &[]).await?.get(0);
+        if from > VERSION {
+            return Ok(Err(from));
+        }
     }
-    for (_, text) in FILES {
-        transaction.batch_execute(text).await?;
+    if from >= version {
+        return Ok(Ok(Migrated::UpToDate));
+    }
+    transaction.batch_execute(LOCK_TIMEOUT).await?;
+    for (of, _, text) in FILES {
+        if of > from && of <= version {
+            transaction.batch_execute(text).await?;
+        }
     }
     transaction.commit().await?;
-    Ok(Ok(Migrated::Installed))
+    Ok(Ok(if from == 0 {
+        Migrated::Installed
+    } else {
+        Migrated::Upgraded { from }
+    }))
 }
 
 /// "tuple concurrently updated" has no code of its own.
 fn is_collision(error: &tokio_postgres::Error) -> bool {
-    let collisions = [SqlState::INTERNAL_ERROR, SqlState::UNIQUE_VIOLATION];
+    let collisions = [
+        SqlState::INTERNAL_ERROR,
+        SqlState::UNIQUE_VIOLATION,
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::T_R_DEADLOCK_DETECTED,
+    ];
     error.code().is_some_and(|code| collisions.contains(code))
 }
 

@@ -48,6 +48,18 @@ pub trait Sink: Send + Sync + 'static {
         doubt: Doubt,
     ) -> impl Future<Output = Result<Resolution, Trouble>> + Send;
 
+    /// Looks for the rows of a block that was refused: it may be split only when none of them is there.
+    /// With a `doubt`, an attempt before may still be at work, and has to be ended first.
+    ///
+    /// # Errors
+    /// When the destination could not be asked; the spine asks again later.
+    fn look(
+        &self,
+        plan: &Self::Plan,
+        insert: &Insert<'_>,
+        doubt: Option<Doubt>,
+    ) -> impl Future<Output = Result<Look, Trouble>> + Send;
+
     /// The highest batch number of `origin` that the destination holds, or `None` when it holds none.
     ///
     /// # Errors
@@ -59,16 +71,17 @@ pub trait Sink: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<i64>, Trouble>> + Send;
 }
 
-/// How outbox columns become sink columns, and what the destination can promise.
-pub trait Plan: Clone + fmt::Debug + Send + Sync + 'static {
+/// How outbox columns become sink columns, and what the destination can promise. Two plans are equal
+/// when they encode every row alike.
+pub trait Plan: Clone + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// Encodes one batch.
     type Encoder: Encoder;
 
     /// The outbox columns to read, in the order in which the encoder expects them.
     fn columns(&self) -> &[String];
 
-    /// An encoder for the batch whose column `batch` is `sink_value`.
-    fn encoder(&self, sink_value: u64) -> Self::Encoder;
+    /// An encoder of one batch, of the rows of one partition where `only` names it.
+    fn encoder(&self, only: Option<&str>) -> Self::Encoder;
 
     /// How the destination keeps a batch from being written twice.
     fn guarantee(&self) -> Guarantee;
@@ -76,21 +89,24 @@ pub trait Plan: Clone + fmt::Debug + Send + Sync + 'static {
 
 /// Turns rows into blocks, one for each partition of the destination. Pure.
 pub trait Encoder: fmt::Debug + Send {
-    /// Encodes a row, or says that it would open a block too many.
+    /// Encodes a row, or skips it, or says that it would open a block too many.
     ///
     /// # Errors
     /// When the destination cannot represent the row; the encoder is unchanged then.
     fn push(&mut self, row: &Row<'_>) -> Result<Pushed, RowError>;
 
-    /// The blocks, ordered by first appearance of their partition.
-    fn finish(self) -> Vec<EncodedBlock>;
+    /// The blocks of the batch whose column `batch` is `sink_value`, ordered by first appearance of
+    /// their partition.
+    fn finish(self, sink_value: u64) -> Vec<EncodedBlock>;
 }
 
 /// What became of a row given to a builder or an encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
-    /// It is in the batch.
+    /// It is in the batch, or set aside from it.
     Taken,
+    /// It is not one of the batch's rows; the next one may be.
+    Skipped,
     /// The batch is full; the row is not in it.
     NoRoom,
 }
@@ -197,6 +213,8 @@ pub enum Reaction {
     Backoff,
     /// The destination is overloaded: try again after a longer backoff.
     Slower,
+    /// The block is too large for the destination: send smaller ones.
+    Halve,
     /// The plan may be out of date: prepare again once, then stop.
     Replan,
     /// Somebody has to mend something: stop the sink with the reason.
@@ -210,6 +228,33 @@ pub struct Doubt {
     pub age: Duration,
     /// Blocks that this sink was sent after this batch was sealed.
     pub blocks_since: u64,
+    /// For how long nobody can have sent the block any more.
+    pub quiet: Duration,
+}
+
+impl Doubt {
+    /// Of a batch that was sealed just now.
+    pub const NONE: Self = Self {
+        age: Duration::ZERO,
+        blocks_since: 0,
+        quiet: Duration::ZERO,
+    };
+}
+
+/// What a destination holds of a block.
+#[derive(Clone, Debug)]
+pub enum Look {
+    /// None of its rows.
+    Nothing,
+    /// All of them; names the server that said so.
+    All(String),
+    /// Others than were sealed.
+    Other(Trouble),
+    /// It cannot tell: it does not keep the column `batch`.
+    Blind,
+    /// It cannot tell either, but it is as it was before the batch was sealed: rows that it refuses now
+    /// it has always refused.
+    Unchanged,
 }
 
 /// What to do about a block whose insert may have been applied.

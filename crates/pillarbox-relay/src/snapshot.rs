@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A `pg_snapshot`: every transaction below `xmax` that is not in `xip` had finished.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Snapshot {
@@ -82,7 +84,7 @@ impl FromStr for Snapshot {
 }
 
 /// A place in the order of events: after the event `(tx, id)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Cut {
     /// Transaction id of the event.
     pub tx: u64,

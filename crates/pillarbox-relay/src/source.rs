@@ -11,9 +11,9 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
-use crate::batch::{Batch, Row};
+use crate::batch::{Batch, Kind, Row, Selection};
 use crate::sink::{OutboxColumn, Pushed, RowError};
-use crate::snapshot::{Position, Snapshot, Span};
+use crate::snapshot::{Cut, Position, Snapshot, Span};
 
 /// Opens sessions on one sink's outbox and ledger.
 pub trait Source: fmt::Debug + Send + Sync + 'static {
@@ -56,23 +56,78 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
     fn probe(&self, position: &Position)
     -> impl Future<Output = Result<Probe, SourceError>> + Send;
 
-    /// Reads the span in the order of `(tx, id)` and gives each row to `into` until it has no room
+    /// Reads the events of the span in the order of `(tx, id)`, those from the selection's store and
+    /// between its times, and gives each row to `into` until it has no room
     /// or `rows_max` rows were read. Fails with [`SourceError::Changed`] when the outbox no longer has
     /// the columns that `outbox_columns` last told.
+    fn read_selected<R: Rows>(
+        &self,
+        span: &Span,
+        selection: &Selection,
+        columns: &[String],
+        rows_max: u64,
+        into: &mut R,
+    ) -> impl Future<Output = Result<(), SourceError>> + Send;
+
+    /// Reads every event of the span; see `read_selected`.
     fn read<R: Rows>(
         &self,
         span: &Span,
         columns: &[String],
         rows_max: u64,
         into: &mut R,
+    ) -> impl Future<Output = Result<(), SourceError>> + Send {
+        async move {
+            let all = Selection::default();
+            self.read_selected(span, &all, columns, rows_max, into)
+                .await
+        }
+    }
+
+    /// Commits everything in `record` to the ledger in one transaction, or nothing of it. With batches
+    /// in it the commit is durable, and sets their `sealed_at`; their numbers must follow the last one
+    /// of the ledger. The first outcome of a batch wins.
+    fn record(
+        &self,
+        record: &mut Record<'_>,
     ) -> impl Future<Output = Result<(), SourceError>> + Send;
 
-    /// Commits the batch to the ledger, durably, and sets its `sealed_at`. Fails without a trace
-    /// when the number is taken.
-    fn seal(&self, batch: &mut Batch) -> impl Future<Output = Result<(), SourceError>> + Send;
+    /// Seals one batch; see `record`.
+    fn seal(&self, batch: &mut Batch) -> impl Future<Output = Result<(), SourceError>> + Send {
+        async move {
+            let batches = std::slice::from_mut(batch);
+            self.record(&mut Record {
+                batches,
+                ..Record::default()
+            })
+            .await
+        }
+    }
 
-    /// Records the outcome of a batch. The first record wins.
-    fn confirm(&self, outcome: &Outcome) -> impl Future<Output = Result<(), SourceError>> + Send;
+    /// Records the outcome of one batch; see `record`.
+    fn confirm(&self, outcome: &Outcome) -> impl Future<Output = Result<(), SourceError>> + Send {
+        async move {
+            let outcomes = std::slice::from_ref(outcome);
+            self.record(&mut Record {
+                outcomes,
+                ..Record::default()
+            })
+            .await
+        }
+    }
+
+    /// How many events of this sink were set aside within the last hour.
+    fn lately_dead(&self) -> impl Future<Output = Result<u64, SourceError>> + Send;
+
+    /// What people want to be delivered again, the oldest wish first.
+    fn request(&self) -> impl Future<Output = Result<Option<Request>, SourceError>> + Send;
+
+    /// Says to people that a replay cannot be, and why.
+    fn refuse(
+        &self,
+        replay: i64,
+        reason: &str,
+    ) -> impl Future<Output = Result<(), SourceError>> + Send;
 
     /// Shows that this relay is alive, proves that it still holds the lock, and reads the switches
     /// that people set.
@@ -122,6 +177,8 @@ pub struct Unfinished {
     pub age: Duration,
     /// Blocks of the batches sealed after it.
     pub blocks_since: u64,
+    /// Rows of the first batch of its family.
+    pub family_rows: u64,
 }
 
 /// What a probe saw.
@@ -135,17 +192,114 @@ pub struct Probe {
     pub outbox_bytes: u64,
 }
 
+/// What one transaction writes to the ledger.
+#[derive(Debug, Default)]
+pub struct Record<'a> {
+    /// Batches to seal.
+    pub batches: &'a mut [Batch],
+    /// What became of batches that were sealed before, or are sealed with it.
+    pub outcomes: &'a [Outcome],
+    /// Events to set aside.
+    pub dead: &'a [DeadLetter],
+    /// The dead letters that the first of the batches retries.
+    pub retried: &'a [Cut],
+    /// The replay that the first of the batches answers.
+    pub replay: Option<i64>,
+    /// The batch that retried dead letters and is settled: what is not set aside again has arrived.
+    pub settled_retry: Option<i64>,
+}
+
 /// What became of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The batch.
     pub number: i64,
+    /// How it ended.
+    pub ending: Ending,
     /// Rows that are in the sink.
     pub rows: u64,
+    /// Rows that were set aside.
+    pub dead: u64,
+    /// Ordinals of the blocks that are in the sink, where these are not all.
+    pub blocks: Option<Vec<usize>>,
     /// Inserts sent for it.
     pub attempts: u32,
     /// The server that took it.
     pub server: String,
+}
+
+impl Outcome {
+    /// Of a batch that is in the sink as it was sealed.
+    pub fn delivered(number: i64, rows: u64) -> Self {
+        Self {
+            number,
+            ending: Ending::Delivered,
+            rows,
+            dead: 0,
+            blocks: None,
+            attempts: 0,
+            server: String::new(),
+        }
+    }
+}
+
+/// How a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Its rows are in the sink, but for those that were set aside.
+    Delivered,
+    /// Some of its blocks go on as children.
+    Split,
+    /// All of its rows were set aside.
+    Dead,
+}
+
+impl Ending {
+    /// The word in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Split => "split",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// An event that is set aside because the sink cannot take it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The batch that held it.
+    pub number: i64,
+    /// The event.
+    pub at: Cut,
+    /// The destination's error code, where it gave one.
+    pub code: Option<u32>,
+    /// The column, where it is known.
+    pub column: Option<String>,
+    /// Why, without a payload.
+    pub reason: String,
+}
+
+/// What people want to be delivered again.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Dead letters.
+    Retry,
+    /// A batch, or a part of it.
+    Replay(Box<Replay>),
+}
+
+/// A batch that is to be delivered again.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// Number of the wish.
+    pub replay: i64,
+    /// [`Kind::Replay`] or [`Kind::Repair`].
+    pub kind: Kind,
+    /// The batch.
+    pub batch: Batch,
+    /// Which part of it; events that were set aside since are left out.
+    pub selection: Selection,
 }
 
 /// What people set while the relay runs.
@@ -155,6 +309,8 @@ pub struct Switches {
     pub paused: bool,
     /// The sink was retired: stop.
     pub retired: bool,
+    /// Something is to be delivered again.
+    pub has_requests: bool,
 }
 
 /// Why a source could not do what it was asked.

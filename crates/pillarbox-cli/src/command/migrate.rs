@@ -1,4 +1,4 @@
-//! `pillarbox migrate`: installs the schema.
+//! `pillarbox migrate`: installs or upgrades the schema.
 
 use clap::Args;
 use pillarbox_relay::schema::{self, Migrated};
@@ -7,25 +7,31 @@ use serde_json::json;
 use crate::exit::{Exit, Outcome};
 use crate::{Place, output};
 
-/// Install the schema pillarbox in PostgreSQL
+/// Install or upgrade the schema pillarbox in PostgreSQL
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Safe to run at every deployment and by many at once: it does nothing where the schema is there.
+Safe to run at every deployment and by many at once: it does nothing where the schema is up to date.
+An upgrade stops nobody; start the new relay after it.
 Needs CREATE on the database and, once per cluster, CREATEROLE.
 
 Examples:
   pillarbox migrate
-  pillarbox migrate --print | psql       for a database administrator")]
+  pillarbox migrate --print | psql           for a database administrator
+  pillarbox migrate --print --from 1 | psql  the same, where version 1 is installed")]
 pub(crate) struct Migrate {
     /// Print the statements instead of running them
     #[arg(long)]
     print: bool,
+
+    /// With --print: the version that is installed, to print the upgrade only
+    #[arg(long, value_name = "VERSION", requires = "print", default_value_t = 0)]
+    from: i32,
 }
 
 impl Migrate {
     pub(crate) async fn run(self, place: &Place) -> Outcome {
         if self.print {
-            output::line(schema::print().trim_end())?;
+            output::line(schema::print(self.from).trim_end())?;
             return Ok(Exit::Done);
         }
         let mut session = place.session().await?;
@@ -33,6 +39,7 @@ impl Migrate {
         let version = schema::VERSION;
         let (word, text) = match migrated {
             Migrated::Installed => ("installed", "installed the schema pillarbox"),
+            Migrated::Upgraded { .. } => ("upgraded", "upgraded the schema pillarbox"),
             Migrated::UpToDate => ("up-to-date", "the schema pillarbox is up to date"),
         };
         if place.json {

@@ -7,7 +7,7 @@ use pillarbox_relay::backoff::Backoff;
 use pillarbox_relay::batch::Limits;
 use pillarbox_relay::clock::SystemClock;
 use pillarbox_relay::config::{self, Listen, listen};
-use pillarbox_relay::relay::{self, Drained, Halt, Options};
+use pillarbox_relay::relay::{self, Drained, Halt, Options, Poison};
 use pillarbox_relay::schema::{self, registry};
 use pillarbox_relay::sink::clickhouse::ClickHouse;
 use pillarbox_relay::source::SourceError;
@@ -257,6 +257,10 @@ fn options(sink: &str, relay: &config::Relay) -> Options {
         limits: Limits {
             rows_max: relay.max_rows,
             bytes_max: relay.max_bytes.0,
+        },
+        poison: Poison {
+            rows_max: relay.poison_max_rows,
+            share_max: relay.poison_max_share,
         },
         age_max: relay.max_age.0,
         in_flight_max: usize::try_from(relay.in_flight).unwrap_or(1),

@@ -22,7 +22,7 @@ impl Encoder for Blocks {
         Ok(Pushed::Taken)
     }
 
-    fn finish(self) -> Vec<EncodedBlock> {
+    fn finish(self, _: u64) -> Vec<EncodedBlock> {
         let encoded = |(key, rows): (u8, u64)| EncodedBlock {
             block: Block {
                 partition: key.to_string(),
@@ -60,7 +60,7 @@ proptest! {
             taken += 1;
             bytes += *length as u64;
         }
-        let draft = builder.finish();
+        let draft = builder.finish(7);
         prop_assert_eq!((draft.rows, draft.bytes), (taken, bytes));
         prop_assert!(taken <= rows_max);
         prop_assert!(taken <= 1 || bytes <= bytes_max);

@@ -17,6 +17,8 @@ pub(super) const SECTIONS: [(&str, &[&str]); 4] = [
             "max_age",
             "in_flight",
             "takeover_after",
+            "poison_max_rows",
+            "poison_max_share",
             "probe_min",
             "probe_max",
         ],

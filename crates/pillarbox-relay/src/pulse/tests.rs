@@ -1,5 +1,5 @@
 use super::*;
-use crate::batch::Kind;
+use crate::batch::{Kind, Selection};
 use crate::snapshot::{Snapshot, Span};
 
 const STUCK_AFTER: Duration = Duration::from_secs(900);
@@ -23,6 +23,9 @@ fn batch(number: i64) -> Batch {
         batch_id: uuid::Uuid::nil(),
         origin: 1,
         kind: Kind::Window,
+        parent: None,
+        root: None,
+        selection: Selection::default(),
         span: Span {
             from: snapshot(),
             to: snapshot(),
@@ -101,6 +104,7 @@ fn readiness_follows_the_plan_the_stop_and_the_loss_of_the_session() {
         batch: batch(7),
         age: seconds(0),
         blocks_since: 0,
+        family_rows: 3,
     }];
     pulse.standing(&unfinished, now);
     assert_eq!(
@@ -108,7 +112,7 @@ fn readiness_follows_the_plan_the_stop_and_the_loss_of_the_session() {
         Role::Stopped,
         "7 may be refused again"
     );
-    pulse.delivered(&batch(7), now, now);
+    pulse.delivered(&batch(7), &Outcome::delivered(7, 3), now, now);
     assert!(pulse.vitals(now).is_ready);
 
     pulse.set_back("the connection broke".to_owned(), now);
@@ -135,9 +139,19 @@ fn lag_is_the_age_of_the_oldest_event_that_is_not_delivered() {
     assert_eq!(lag(4), seconds(6), "sealed is not delivered");
     pulse.probed(&probe(Some(1)), start + seconds(5));
     pulse.sealed(&batch(2), start + seconds(5), start + seconds(5));
-    pulse.delivered(&batch(1), start, start + seconds(6));
+    pulse.delivered(
+        &batch(1),
+        &Outcome::delivered(1, 3),
+        start,
+        start + seconds(6),
+    );
     assert_eq!(lag(6), seconds(2), "the second batch is still open");
-    pulse.delivered(&batch(2), start, start + seconds(7));
+    pulse.delivered(
+        &batch(2),
+        &Outcome::delivered(2, 3),
+        start,
+        start + seconds(7),
+    );
     let vitals = pulse.vitals(start + seconds(9));
     assert_eq!(vitals.lag, seconds(0));
     assert_eq!((vitals.batches, vitals.rows), (2, 6));
@@ -153,6 +167,7 @@ fn lag_goes_on_over_a_restart() {
         batch: batch(7),
         age: seconds(40),
         blocks_since: 0,
+        family_rows: 3,
     }];
     pulse.standing(&unfinished, start);
     assert_eq!(pulse.vitals(start + seconds(2)).lag, seconds(42));

@@ -11,6 +11,8 @@ pub struct Options {
     pub sink: String,
     /// What closes a batch.
     pub limits: Limits,
+    /// How many bad rows are poison and not a change of the table or of the application.
+    pub poison: Poison,
     /// How long an event may wait for its batch to fill.
     pub age_max: Duration,
     /// Deliveries at once. One keeps the order of batches (INV-10).
@@ -42,6 +44,10 @@ impl Default for Options {
                 rows_max: 200_000,
                 bytes_max: 32 * 1024 * 1024,
             },
+            poison: Poison {
+                rows_max: 100,
+                share_max: 0.1,
+            },
             age_max: Duration::from_secs(1),
             in_flight_max: 2,
             probe_min: Duration::from_millis(10),
@@ -54,6 +60,15 @@ impl Default for Options {
             stuck_after: Duration::from_secs(900),
         }
     }
+}
+
+/// Up to where bad rows are set aside; beyond it the sink stops.
+#[derive(Clone, Copy, Debug)]
+pub struct Poison {
+    /// Rows within an hour.
+    pub rows_max: u64,
+    /// Share of a batch of at least a hundred rows.
+    pub share_max: f64,
 }
 
 /// When the spine is done.

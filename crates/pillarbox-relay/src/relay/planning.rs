@@ -1,13 +1,18 @@
 //! Before anything is sealed: the sink's plan, and whether this server's ledger still speaks of the
 //! history that the sink has seen.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 
 use super::halt::stopped;
 use super::{Halt, Mode, Relay, Tenure};
 use crate::clock::Clock;
-use crate::sink::{Plan as _, Reaction, Sink};
+use crate::sink::{Plan as _, Reaction, Sink, Trouble};
 use crate::source::{Session, Source, Standing};
+
+/// A plan that was compared with the sink is good for this long: poison is found by many refusals.
+const PLAN_FRESH: Duration = Duration::from_secs(10);
 
 impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     /// Asks the sink for a plan until it answers; `None` when told to stop before that.
@@ -47,6 +52,24 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 return Ok(None);
             }
         }
+    }
+
+    /// Whether the sink or the outbox would now be planned otherwise than this tenure did.
+    pub(super) async fn is_planned_anew(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+    ) -> Result<Result<bool, Trouble>, Halt> {
+        let mut checked_at = tenure.plan_checked_at.lock().await;
+        let now = self.clock.now();
+        if checked_at.is_some_and(|checked| now - checked < PLAN_FRESH) {
+            return Ok(Ok(false));
+        }
+        let columns = tenure.session.outbox_columns().await?;
+        let planned = self.sink.prepare(&columns).await;
+        if planned.is_ok() {
+            *checked_at = Some(now);
+        }
+        Ok(planned.map(|plan| plan != tenure.plan))
     }
 
     /// After a failover: goes on under a new origin if the sink holds nothing that this server has

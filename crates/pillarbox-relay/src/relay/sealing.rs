@@ -2,22 +2,28 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::family::{Family, drift};
 use super::{Halt, Mode, Relay, Tenure};
-use crate::batch::{Batch, Builder, Draft, EncodedBlock, Kind, Limits, sink_value};
+use crate::batch::{
+    Batch, Builder, Draft, EncodedBlock, Kind, Limits, Selection, Store, sink_value,
+};
 use crate::clock::Clock;
-use crate::sink::{Doubt, Plan as _, Sink};
-use crate::snapshot::{Position, Snapshot, Span};
-use crate::source::{Session, Source, SourceError, Standing, Unfinished};
+use crate::sink::{Doubt, Plan, RowError, Sink};
+use crate::snapshot::{Cut, Position, Snapshot, Span};
+use crate::source::{
+    DeadLetter, Ending, Outcome, Record, Session, Source, SourceError, Standing, Unfinished,
+};
+
+/// The encoder of a sink.
+pub(super) type EncoderOf<K> = <<K as Sink>::Plan as Plan>::Encoder;
 
 /// Where sealing stands. Lives as long as the session: it holds snapshots that are not sealed.
 pub(super) struct Sealing {
-    origin: u32,
-    last_number: i64,
     position: Position,
     unfinished: VecDeque<Unfinished>,
     /// Size of the outbox when the last batch was sealed.
@@ -29,8 +35,6 @@ pub(super) struct Sealing {
 impl From<Standing> for Sealing {
     fn from(standing: Standing) -> Self {
         Self {
-            origin: standing.origin,
-            last_number: standing.last_number,
             position: standing.position,
             unfinished: standing.unfinished.into(),
             outbox_bytes: 0,
@@ -51,6 +55,62 @@ pub(super) struct Prepared {
     pub(super) blocks_before: u64,
 }
 
+/// What to read and encode.
+pub(super) struct Reading<'a> {
+    pub(super) span: &'a Span,
+    pub(super) selection: &'a Selection,
+    pub(super) limits: Limits,
+    /// Rows to set aside at most; with 0, one that the sink cannot represent is an error.
+    pub(super) dead_max: u64,
+}
+
+/// What a batch is, before it has a number.
+pub(super) struct Sketch {
+    pub(super) kind: Kind,
+    pub(super) parent: Option<i64>,
+    pub(super) span: Span,
+    pub(super) selection: Selection,
+}
+
+impl Sketch {
+    /// The batch with this number; the events in `dead` do not belong to it.
+    fn batch(self, origin: u32, number: i64, draft: &Draft, dead: &[DeadLetter]) -> Batch {
+        let mut selection = self.selection;
+        if selection.store == Store::Requested {
+            selection.store = Store::Retried(number);
+        }
+        selection
+            .without
+            .extend(dead.iter().map(|letter| letter.at));
+        selection.without.sort_unstable();
+        Batch {
+            number,
+            batch_id: Uuid::new_v4(),
+            origin,
+            kind: self.kind,
+            parent: self.parent,
+            root: None,
+            span: self.span,
+            selection,
+            rows: draft.rows,
+            bytes: draft.bytes,
+            digest: draft.digest(),
+            blocks: draft.block_map(),
+            sealed_at: SystemTime::UNIX_EPOCH,
+        }
+    }
+}
+
+/// What comes next.
+enum Next {
+    /// Events wait; the snapshot ends their window.
+    Window(Snapshot),
+    /// Something is to be delivered again.
+    Request,
+    /// A stop was requested, or a drain is at its end.
+    Nothing,
+}
+
 impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     /// The next batch: an unfinished one first, a new one only when none is left. `None` when told to
     /// stop, or when a drain has come to its end. Stops only between steps.
@@ -58,7 +118,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
         mut sealing: Sealing,
-    ) -> (Sealing, Result<Option<Prepared>, Halt>) {
+    ) -> (Sealing, Result<Option<Family>, Halt>) {
         let prepared = self.next_batch(tenure, &mut sealing).await;
         (sealing, prepared)
     }
@@ -67,84 +127,114 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
         sealing: &mut Sealing,
-    ) -> Result<Option<Prepared>, Halt> {
+    ) -> Result<Option<Family>, Halt> {
         if self.held_back(tenure).await {
             return Ok(None);
         }
         if let Some(unfinished) = sealing.unfinished.pop_front() {
-            return self.rebuild(tenure, unfinished).await.map(Some);
+            return self.resume(tenure, sealing, unfinished).await.map(Some);
         }
         loop {
-            let Some(now) = self.await_window(tenure, sealing).await? else {
-                return Ok(None);
+            let prepared = match self.await_next(tenure, sealing).await? {
+                Next::Window(now) => self.seal_window(tenure, sealing, now).await?,
+                Next::Request => self.answer_request(tenure, &sealing.position).await?,
+                Next::Nothing => return Ok(None),
             };
             self.moved();
-            if let Some(prepared) = self.seal(tenure, sealing, now).await? {
-                return Ok(Some(prepared));
+            if let Some(prepared) = prepared {
+                return Ok(Some(Family::of(prepared)));
             }
         }
     }
 
-    /// Probes until events wait that are old enough or many enough for a batch; the snapshot that
-    /// shows them ends the window. `None` when told to stop, or when a drain finds nothing.
-    async fn await_window(
+    /// What an earlier tenure left behind; the children of one family together.
+    async fn resume(
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
         sealing: &mut Sealing,
-    ) -> Result<Option<Snapshot>, Halt> {
+        first: Unfinished,
+    ) -> Result<Family, Halt> {
+        let Some(root) = first.batch.root else {
+            return Ok(Family::of(self.rebuild(tenure, first).await?));
+        };
+        let others = std::mem::take(&mut sealing.unfinished);
+        let (siblings, others): (Vec<_>, Vec<_>) = others
+            .into_iter()
+            .partition(|other| other.batch.root == Some(root));
+        sealing.unfinished = others.into();
+        let mut children = vec![first];
+        children.extend(siblings);
+        Ok(Family::left_behind(root, children))
+    }
+
+    /// Probes until events wait that are old enough or many enough for a batch, or until there is a
+    /// wish for something to be delivered again.
+    async fn await_next(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        sealing: &mut Sealing,
+    ) -> Result<Next, Halt> {
         let options = &self.options;
         let mut wait = options.probe_min;
         loop {
             self.moved();
-            let paused = tenure.switches.borrow().paused;
+            let (paused, has_requests) = {
+                let switches = tenure.switches.borrow();
+                (switches.paused, switches.has_requests)
+            };
             let is_drain = tenure.mode == Mode::Drain;
             if tenure.stop.is_cancelled() || (is_drain && paused) {
-                return Ok(None);
+                return Ok(Next::Nothing);
             }
             // The rest of a cut window does not wait: there is a backlog.
             if sealing.position.is_cut() && !paused {
-                return Ok(Some(sealing.position.to.clone()));
+                return Ok(Next::Window(sealing.position.to.clone()));
+            }
+            if has_requests && !paused && self.has_request(tenure).await? {
+                return Ok(Next::Request);
             }
             if is_drain && sealing.has_drained {
-                return Ok(None);
+                return Ok(Next::Nothing);
             }
             if !paused {
                 let probe = tenure.session.probe(&sealing.position).await?;
                 self.pulse.probed(&probe, self.clock.now());
                 let grown = probe.outbox_bytes.saturating_sub(sealing.outbox_bytes);
                 let is_large = grown >= options.limits.bytes_max;
+                let age_max = self.pressure.age(options.age_max);
                 match probe.waiting {
-                    Some(age)
-                        if age >= options.age_max || is_large || tenure.mode == Mode::Drain =>
-                    {
+                    Some(age) if age >= age_max || is_large || is_drain => {
                         sealing.outbox_bytes = probe.outbox_bytes;
                         sealing.has_drained = is_drain;
-                        return Ok(Some(probe.snapshot));
+                        return Ok(Next::Window(probe.snapshot));
                     }
-                    Some(age) => wait = (options.age_max - age).min(options.probe_max),
-                    None if is_drain => return Ok(None),
+                    Some(age) => wait = (age_max - age).min(options.probe_max),
+                    None if is_drain => return Ok(Next::Nothing),
                     None => wait = (wait * 2).min(options.probe_max),
                 }
             }
             if self.rest(wait.max(options.probe_min), tenure.stop).await {
-                return Ok(None);
+                return Ok(Next::Nothing);
             }
         }
     }
 
     /// Reads, encodes and seals the next piece of the window that ends with `now`.
-    async fn seal(
+    async fn seal_window(
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
         sealing: &mut Sealing,
         now: Snapshot,
     ) -> Result<Option<Prepared>, Halt> {
-        let began = self.clock.now();
-        let number = sealing.last_number + 1;
         let mut span = sealing.position.next_span(now);
-        let value = sink_value(sealing.origin, number);
-        let draft = self.read(tenure, &span, value, self.options.limits).await?;
-        if draft.rows == 0 {
+        let reading = Reading {
+            span: &span,
+            selection: &Selection::default(),
+            limits: self.options.limits,
+            dead_max: self.dead_max(),
+        };
+        let builder = self.read(tenure, reading).await?;
+        if builder.rows() + builder.dead() == 0 {
             // The rows of a cut window cannot go away: batch by batch they were seen to follow.
             return match span.after {
                 None => Ok(None),
@@ -156,32 +246,97 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 .into()),
             };
         }
-        span.until = draft.cut;
-        let mut batch = Batch {
-            number,
-            batch_id: Uuid::new_v4(),
-            origin: sealing.origin,
+        span.until = builder.cut();
+        let sketch = Sketch {
             kind: Kind::Window,
+            parent: None,
             span,
-            rows: draft.rows,
-            bytes: draft.bytes,
-            digest: draft.digest(),
-            blocks: draft.block_map(),
-            sealed_at: SystemTime::UNIX_EPOCH,
+            selection: Selection::default(),
         };
-        tenure.session.seal(&mut batch).await?;
+        let position = Position::from(&sketch.span);
+        let prepared = self
+            .seal(tenure, builder, sketch, Record::default())
+            .await?;
+        sealing.position = position;
+        Ok(prepared)
+    }
+
+    /// Seals what a builder took, as one batch under the next number, and sets aside with it what the
+    /// sink cannot represent; `None` when nothing else was in it.
+    pub(super) async fn seal(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        builder: Builder<EncoderOf<K>>,
+        sketch: Sketch,
+        with: Record<'_>,
+    ) -> Result<Option<Prepared>, Halt> {
+        let began = self.clock.now();
+        self.judge_dead(tenure, builder.rows(), builder.dead())
+            .await?;
+        let mut last = tenure.last_number.lock().await;
+        let number = *last + 1;
+        let draft = builder.finish(sink_value(tenure.origin, number));
+        let dead: Vec<DeadLetter> = draft
+            .dead
+            .iter()
+            .map(|error| unrepresentable(number, error))
+            .collect();
+        let outcome = Outcome {
+            ending: Ending::Dead,
+            dead: dead.len() as u64,
+            ..Outcome::delivered(number, 0)
+        };
+        let is_empty = draft.rows == 0;
+        let mut batches = [sketch.batch(tenure.origin, number, &draft, &dead)];
+        let record = &mut Record {
+            batches: &mut batches,
+            outcomes: if is_empty {
+                std::slice::from_ref(&outcome)
+            } else {
+                &[]
+            },
+            dead: &dead,
+            ..with
+        };
+        tenure.session.record(record).await?;
+        *last = number;
+        drop(last);
+        let [batch] = batches;
         self.pulse.sealed(&batch, began, self.clock.now());
-        sealing.position = Position::from(&batch.span);
-        sealing.last_number = number;
-        let doubt = Doubt {
-            age: Duration::ZERO,
-            blocks_since: 0,
-        };
-        Ok(Some(self.prepared(batch, draft.blocks, false, doubt)))
+        self.tell_dead(&dead);
+        if is_empty {
+            let now = self.clock.now();
+            self.pulse.delivered(&batch, &outcome, began, now);
+            return Ok(None);
+        }
+        Ok(Some(self.prepared(batch, draft.blocks, false, Doubt::NONE)))
+    }
+
+    /// Whether rows that the sink cannot represent may be set aside: not when the plan is out of date,
+    /// and not so many of them that it must be the table or the application that changed.
+    async fn judge_dead(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        rows: u64,
+        dead: u64,
+    ) -> Result<(), Halt> {
+        if dead == 0 {
+            return Ok(());
+        }
+        match self.is_planned_anew(tenure).await? {
+            Ok(false) => {}
+            Ok(true) => return Err(SourceError::Changed.into()),
+            Err(trouble) => return Err(Halt::Replan(trouble)),
+        }
+        let lately = tenure.session.lately_dead().await?;
+        match drift(&self.options.poison, dead, rows + dead, lately) {
+            None => Ok(()),
+            Some(reason) => Err(Halt::Stopped(reason, None)),
+        }
     }
 
     /// Reads and encodes a sealed batch again; it must come out as it was sealed (INV-3).
-    async fn rebuild(
+    pub(super) async fn rebuild(
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
         unfinished: Unfinished,
@@ -191,6 +346,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             batch,
             age,
             blocks_since,
+            ..
         } = unfinished;
         tracing::info!(
             batch = batch.number,
@@ -201,9 +357,13 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             rows_max: batch.rows.saturating_add(1),
             bytes_max: u64::MAX,
         };
-        let draft = self
-            .read(tenure, &batch.span, batch.sink_value(), limits)
-            .await?;
+        let reading = Reading {
+            span: &batch.span,
+            selection: &batch.selection,
+            limits,
+            dead_max: 0,
+        };
+        let draft = self.read(tenure, reading).await?.finish(batch.sink_value());
         if !draft.is_as_sealed(&batch) {
             return Err(SourceError::Broken(format!(
                 "batch {} was sealed with {} rows and digest {:016x}, but the outbox now gives {} \
@@ -217,26 +377,46 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             ))
             .into());
         }
-        Ok(self.prepared(batch, draft.blocks, true, Doubt { age, blocks_since }))
+        let doubt = Doubt {
+            age,
+            blocks_since,
+            ..Doubt::NONE
+        };
+        Ok(self.prepared(batch, draft.blocks, true, doubt))
     }
 
-    async fn read(
+    pub(super) async fn read(
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
-        span: &Span,
-        sink_value: u64,
-        limits: Limits,
-    ) -> Result<Draft, Halt> {
-        let mut builder = Builder::new(tenure.plan.encoder(sink_value), limits);
+        reading: Reading<'_>,
+    ) -> Result<Builder<EncoderOf<K>>, Halt> {
+        let Reading {
+            span,
+            selection,
+            limits,
+            dead_max,
+        } = reading;
+        let encoder = tenure.plan.encoder(selection.only.as_deref());
+        let mut builder = Builder::new(encoder, limits)
+            .without(&selection.without)
+            .setting_aside(dead_max);
         let columns = tenure.plan.columns();
+        // Rows that are left out count for the source, too.
+        let is_whole = selection.only.is_none() && selection.without.is_empty();
+        let rows_max = if is_whole { limits.rows_max } else { u64::MAX };
         tenure
             .session
-            .read(span, columns, limits.rows_max, &mut builder)
+            .read_selected(span, selection, columns, rows_max, &mut builder)
             .await?;
-        Ok(builder.finish())
+        Ok(builder)
     }
 
-    fn prepared(
+    /// Rows that are set aside from one batch: one more than is borne, which shows that it is too many.
+    pub(super) fn dead_max(&self) -> u64 {
+        self.options.poison.rows_max.saturating_add(1)
+    }
+
+    pub(super) fn prepared(
         &self,
         batch: Batch,
         blocks: Vec<EncodedBlock>,
@@ -251,5 +431,18 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             prepared_at: self.clock.now(),
             blocks_before: self.blocks.load(Ordering::Relaxed),
         }
+    }
+}
+
+fn unrepresentable(number: i64, error: &RowError) -> DeadLetter {
+    DeadLetter {
+        number,
+        at: Cut {
+            tx: error.tx,
+            id: error.id,
+        },
+        code: None,
+        column: Some(error.column.clone()),
+        reason: error.reason.clone(),
     }
 }

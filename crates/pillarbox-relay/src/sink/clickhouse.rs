@@ -33,6 +33,7 @@ mod tests;
 mod verdict;
 
 use std::fmt;
+use std::time::Duration;
 
 pub use self::config::{ClickHouseConfig, Compression};
 pub use self::create::{CreateOptions, Dialect, statements};
@@ -44,8 +45,7 @@ pub use self::report::{ColumnReport, SinkReport};
 
 use self::client::Client;
 use self::doubts::Doubts;
-use self::lookup::Seen;
-use super::{Delivery, Doubt, Guarantee, Insert, OutboxColumn, Resolution, Sink, Trouble};
+use super::{Delivery, Doubt, Guarantee, Insert, Look, OutboxColumn, Resolution, Sink, Trouble};
 
 /// A failing materialized view gets the same token again so often before the sink stops.
 const VIEW_FAILURES_MAX: u32 = 5;
@@ -123,16 +123,16 @@ impl ClickHouse {
     /// the token of rows that it does not hold, and the earlier attempt may have come through too.
     async fn verify(&self, plan: &ClickHousePlan, insert: &Insert<'_>, server: String) -> Delivery {
         let token = insert.token();
-        let seen = lookup::examine(&self.client, plan, &self.table, insert).await;
+        let seen = lookup::examine(&self.client, plan, &self.table, insert, Duration::ZERO).await;
         match seen {
-            Ok(Seen::Nothing) => {
+            Ok(Look::Nothing) => {
                 self.doubts.note_absence(&token);
                 Delivery::Unknown(self.absent(plan, insert))
             }
-            Ok(Seen::Other(trouble)) if plan.0.guarantee != Guarantee::AtLeastOnce => {
+            Ok(Look::Other(trouble)) if plan.0.guarantee != Guarantee::AtLeastOnce => {
                 Delivery::Unknown(trouble)
             }
-            Ok(Seen::All(_) | Seen::Other(_)) => {
+            Ok(_) => {
                 self.doubts.forget(&token);
                 Delivery::Delivered(server)
             }
@@ -237,6 +237,26 @@ impl Sink for ClickHouse {
             }
             resolved => resolved,
         })
+    }
+
+    async fn look(
+        &self,
+        plan: &ClickHousePlan,
+        insert: &Insert<'_>,
+        doubt: Option<Doubt>,
+    ) -> Result<Look, Trouble> {
+        let (client, table) = (&self.client, &self.table);
+        match doubt {
+            _ if !lookup::can_look(plan, insert) => match doubt {
+                Some(doubt) if table::is_unchanged(client, &self.config, doubt.age).await? => {
+                    fence::fence(client, plan, table, insert).await?;
+                    Ok(Look::Unchanged)
+                }
+                _ => Ok(Look::Blind),
+            },
+            Some(doubt) => lookup::examine(client, plan, table, insert, doubt.quiet).await,
+            None => lookup::look(client, plan, table, insert).await,
+        }
     }
 
     async fn highest_number(

@@ -10,9 +10,10 @@ use tokio_postgres::{Config, IsolationLevel, Row as SqlRow, Transaction};
 use uuid::Uuid;
 
 use super::{
-    Outcome, Probe, Rows, Session as Tenure, Source, SourceError, Standby, Standing, Switches,
+    Probe, Record, Request, Rows, Session as Tenure, Source, SourceError, Standby, Standing,
+    Switches,
 };
-use crate::batch::Batch;
+use crate::batch::Selection;
 use crate::failpoint::step;
 use crate::postgres::{self, ConnectError, Session};
 use crate::schema::{self, LOCK_CLASS, SchemaError};
@@ -226,9 +227,10 @@ impl Tenure for PostgresSession {
         })
     }
 
-    async fn read<R: Rows>(
+    async fn read_selected<R: Rows>(
         &self,
         span: &Span,
+        selection: &Selection,
         columns: &[String],
         rows_max: u64,
         into: &mut R,
@@ -241,51 +243,74 @@ impl Tenure for PostgresSession {
             None => self.source.open().await?,
         };
         let planned = self.columns.lock().await.clone();
-        read::span(
-            &mut reader,
+        let reading = read::Reading {
+            sink: self.sink,
             span,
-            planned.as_deref(),
+            selection,
             columns,
             rows_max,
-            into,
-        )
-        .await?;
+        };
+        read::read(&mut reader, &reading, planned.as_deref(), into).await?;
         *place = Some(reader);
         step!("read");
         Ok(())
     }
 
-    async fn seal(&self, batch: &mut Batch) -> Result<(), SourceError> {
+    async fn record(&self, record: &mut Record<'_>) -> Result<(), SourceError> {
         let mut control = self.control.lock().await;
+        if let (true, [outcome]) = (is_outcome(record), record.outcomes) {
+            timed(ledger::confirm(control.client(), self.sink, outcome)).await?;
+            step!("confirmed");
+            return Ok(());
+        }
         let warnings = control.warnings().clone();
-        let sealing = async {
+        let is_seal = !record.batches.is_empty();
+        timed(async {
             let transaction = begin(&mut control).await?;
-            let sealed_at =
-                ledger::insert_batch(&transaction, self.sink, &self.source.relay, batch).await?;
-            step!("seal-inserted");
-            ledger::commit_durably(transaction, &warnings).await?;
-            Ok(sealed_at)
-        };
-        batch.sealed_at = timed(sealing).await?;
-        step!("sealed");
+            ledger::write(&transaction, self.sink, &self.source.relay, record).await?;
+            if is_seal {
+                step!("seal-inserted");
+                return ledger::commit_durably(transaction, &warnings).await;
+            }
+            transaction.commit().await.map_err(lost)
+        })
+        .await?;
+        if is_seal {
+            step!("sealed");
+        } else {
+            step!("confirmed");
+        }
         Ok(())
     }
 
-    async fn confirm(&self, outcome: &Outcome) -> Result<(), SourceError> {
-        const CONFIRM: &str = include_str!("postgres/sql/confirm.sql");
+    async fn lately_dead(&self) -> Result<u64, SourceError> {
+        const LATELY_DEAD: &str = include_str!("postgres/sql/lately_dead.sql");
         let control = self.control.lock().await;
-        let rows = outcome.rows.cast_signed();
-        let attempts = outcome.attempts.cast_signed();
-        let given: &[&(dyn ToSql + Sync)] = &[
-            &self.sink,
-            &outcome.number,
-            &rows,
-            &attempts,
-            &outcome.server,
-        ];
-        in_time(control.client().execute(CONFIRM, given)).await?;
-        step!("confirmed");
-        Ok(())
+        let row = query_one(&control, LATELY_DEAD, &[&self.sink]).await?;
+        Ok(row.get::<_, i64>(0).cast_unsigned())
+    }
+
+    async fn request(&self) -> Result<Option<Request>, SourceError> {
+        const REQUEST: &str = include_str!("postgres/sql/request.sql");
+        const RETRIES: &str = "select exists (
+            select from pillarbox.dead_letter l where l.sink = $1 and l.state = 'requested')";
+        let control = self.control.lock().await;
+        while let Some(row) = in_time(control.client().query_opt(REQUEST, &[&self.sink])).await? {
+            match ledger::replay(&row)? {
+                Ok(replay) => return Ok(Some(Request::Replay(Box::new(replay)))),
+                Err((replay, reason)) => {
+                    let refused = ledger::answer(control.client(), replay, None, Some(&reason));
+                    timed(refused).await?;
+                }
+            }
+        }
+        let retries = query_one(&control, RETRIES, &[&self.sink]).await?;
+        Ok(retries.get::<_, bool>(0).then_some(Request::Retry))
+    }
+
+    async fn refuse(&self, replay: i64, reason: &str) -> Result<(), SourceError> {
+        let control = self.control.lock().await;
+        timed(ledger::answer(control.client(), replay, None, Some(reason))).await
     }
 
     async fn beat(&self) -> Result<Switches, SourceError> {
@@ -302,6 +327,7 @@ impl Tenure for PostgresSession {
         Ok(Switches {
             paused: row.get(0),
             retired: row.get(1),
+            has_requests: row.get(3),
         })
     }
 
@@ -330,6 +356,11 @@ impl Tenure for PostgresSession {
         in_time(control.client().execute(RENEW, &[&self.sink, &origin])).await?;
         Ok(origin.cast_unsigned())
     }
+}
+
+/// Whether the record is one outcome and nothing else, which needs no transaction of its own.
+fn is_outcome(record: &Record<'_>) -> bool {
+    record.batches.is_empty() && record.dead.is_empty() && record.settled_retry.is_none()
 }
 
 fn column(row: &SqlRow) -> OutboxColumn {

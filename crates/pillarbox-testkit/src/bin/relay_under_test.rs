@@ -15,7 +15,7 @@ use metrics::{SharedString, Unit};
 use pillarbox_relay::batch::Limits;
 use pillarbox_relay::clock::SystemClock;
 use pillarbox_relay::postgres::parse_url;
-use pillarbox_relay::relay::{Options, Relay};
+use pillarbox_relay::relay::{Options, Poison, Relay};
 use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig};
 use pillarbox_relay::source::postgres::PostgresSource;
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,6 +50,10 @@ async fn main() -> Result<()> {
         limits: Limits {
             rows_max: number("MAX_ROWS", 500)?,
             bytes_max: number("MAX_BYTES", 32 * 1024 * 1024)?,
+        },
+        poison: Poison {
+            rows_max: number("POISON_ROWS", 100)?,
+            share_max: 0.1,
         },
         age_max: Duration::from_millis(number("MAX_AGE_MS", 50)?),
         tend_every: Duration::from_millis(number("TEND_MS", 100)?),

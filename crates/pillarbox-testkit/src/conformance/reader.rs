@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use pillarbox_relay::batch::{Batch, Block, Kind, Row};
+use pillarbox_relay::batch::{Batch, Block, Kind, Row, Selection};
 use pillarbox_relay::sink::{Pushed, RowError};
 use pillarbox_relay::snapshot::{Cut, Position, Span};
 use pillarbox_relay::source::{Outcome, Rows, Session};
@@ -97,6 +97,9 @@ pub fn batch(number: i64, origin: u32, span: Span, rows: u64) -> Batch {
         batch_id: Uuid::new_v4(),
         origin,
         kind: Kind::Window,
+        parent: None,
+        root: None,
+        selection: Selection::default(),
         span,
         rows,
         bytes: rows * 100,
@@ -109,10 +112,9 @@ pub fn batch(number: i64, origin: u32, span: Span, rows: u64) -> Batch {
 /// An outcome for a batch.
 pub fn outcome(number: i64, server: &str) -> Outcome {
     Outcome {
-        number,
-        rows: 1,
         attempts: 1,
         server: server.to_owned(),
+        ..Outcome::delivered(number, 1)
     }
 }
 

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use pillarbox_relay::batch::{Batch, EncodedBlock, Kind, Row, sink_value};
+use pillarbox_relay::batch::{Batch, EncodedBlock, Kind, Row, Selection, sink_value};
 use pillarbox_relay::sink::{
     Delivery, Doubt, Encoder, Guarantee, Insert, Plan, Pushed, Resolution, Sink,
 };
@@ -24,12 +24,14 @@ const ORIGIN: u32 = 0x12_3456;
 const FRESH: Doubt = Doubt {
     age: Duration::ZERO,
     blocks_since: 0,
+    ..Doubt::NONE
 };
 
 /// So long ago, and so many blocks, that no destination remembers a token.
 const OLD: Doubt = Doubt {
     age: Duration::from_secs(400 * 86_400),
     blocks_since: 1 << 40,
+    ..Doubt::NONE
 };
 
 /// A destination without rows, and what a test can do around it.
@@ -150,7 +152,7 @@ pub fn events(count: usize, seconds: u64) -> Vec<FakeEvent> {
 /// # Errors
 /// When the encoder refuses one.
 pub fn seal<P: Plan>(plan: &P, number: i64, events: &[FakeEvent]) -> Result<Parcel> {
-    let mut encoder = plan.encoder(sink_value(ORIGIN, number));
+    let mut encoder = plan.encoder(None);
     for (id, event) in events.iter().enumerate() {
         let published_at = event.event_date_time;
         let owned = plan.columns().iter();
@@ -166,7 +168,7 @@ pub fn seal<P: Plan>(plan: &P, number: i64, events: &[FakeEvent]) -> Result<Parc
         };
         ensure!(encoder.push(&row)? == Pushed::Taken, "no room for {id}");
     }
-    let blocks = encoder.finish();
+    let blocks = encoder.finish(sink_value(ORIGIN, number));
     let map: Vec<_> = blocks.iter().map(|one| one.block.clone()).collect();
     let digests = map.iter().map(|block| block.digest);
     let batch = Batch {
@@ -174,6 +176,9 @@ pub fn seal<P: Plan>(plan: &P, number: i64, events: &[FakeEvent]) -> Result<Parc
         batch_id: Uuid::new_v4(),
         origin: ORIGIN,
         kind: Kind::Window,
+        parent: None,
+        root: None,
+        selection: Selection::default(),
         span: Position::genesis(Snapshot::origin()).next_span(Snapshot::origin()),
         rows: events.len() as u64,
         bytes: 0,
@@ -275,7 +280,7 @@ async fn blocks_are_partitions<W: SinkWorld>(world: &W) -> Result<()> {
     let other = seal(&plan, 1, &other)?;
     ensure!(other.batch.blocks[0].digest != map[0].digest, "digest");
     ensure!(other.batch.blocks[1].digest == map[1].digest, "digest");
-    let empty = plan.encoder(sink_value(ORIGIN, 2)).finish();
+    let empty = plan.encoder(None).finish(sink_value(ORIGIN, 2));
     ensure!(empty.is_empty(), "no rows, but blocks: {empty:?}");
     ensure!(world.stored().await?.is_empty(), "encoding wrote rows");
     Ok(())

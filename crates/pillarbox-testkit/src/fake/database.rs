@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::{Result, bail};
-use pillarbox_relay::batch::Batch;
+use pillarbox_relay::batch::{Batch, Kind};
 use pillarbox_relay::clock::Clock as _;
 use pillarbox_relay::snapshot::Snapshot;
 use pillarbox_relay::source::{Outcome, Standing};
@@ -18,6 +18,7 @@ use super::event::FakeEvent;
 use super::fault::{SessionFault, SessionOperation};
 use super::gauge::Gauge;
 use super::ledger::Ledger;
+use super::letters::{FakeLetter, FakeReplay};
 use super::publisher::FakeTransaction;
 use super::ring::{Ring, RingSettings};
 use super::script::Script;
@@ -336,6 +337,48 @@ impl FakeDatabase {
         let state = self.state();
         let sink = state.disk.ledger.sink(sink)?;
         state.disk.ledger.outcome(sink, number).cloned()
+    }
+
+    /// The events of a sink that were set aside, in the order of `(tx, id)`.
+    pub fn dead_letters(&self, sink: &str) -> Vec<FakeLetter> {
+        let state = self.state();
+        let sink = state.disk.ledger.sink(sink).unwrap_or_default();
+        state.disk.ledger.letters.of(sink).cloned().collect()
+    }
+
+    /// Asks for a retry of every dead letter of a sink.
+    pub fn request_retry(&self, sink: &str) {
+        let mut state = self.state();
+        if let Some(sink) = state.disk.ledger.sink(sink) {
+            state.disk.ledger.letters.request(sink);
+        }
+    }
+
+    /// Asks for a batch to be delivered again.
+    pub fn request_replay(&self, sink: &str, number: i64) {
+        let mut state = self.state();
+        let ledger = &mut state.disk.ledger;
+        let found = ledger.sink(sink);
+        let batch = found.and_then(|sink| Some((sink, ledger.batch(sink, number)?.clone())));
+        if let Some((sink, batch)) = batch {
+            let wishes = ledger.letters.replays.entry(sink).or_default();
+            wishes.push(FakeReplay {
+                replay: i64::try_from(wishes.len()).unwrap_or(i64::MAX),
+                parent: number,
+                number: None,
+                refused: None,
+                kind: Kind::Replay,
+                selection: batch.selection,
+            });
+        }
+    }
+
+    /// What was asked to be delivered again.
+    pub fn replays(&self, sink: &str) -> Vec<FakeReplay> {
+        let state = self.state();
+        let found = state.disk.ledger.sink(sink);
+        let wishes = found.and_then(|sink| state.disk.ledger.letters.replays.get(&sink));
+        wishes.cloned().unwrap_or_default()
     }
 
     /// Number of the safe position of a sink.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use pillarbox_relay::batch::{Batch, Block, NUMBER_BITS};
-use pillarbox_relay::sink::Guarantee;
+use pillarbox_relay::sink::{Guarantee, Insert};
 use uuid::Uuid;
 
-use super::encoder::{Fields, OwnedRow, digest, read_body};
+use super::encoder::{Ask, FakePlan, Fields, OwnedRow, digest, read_body};
 
 /// A row as the fake sink holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,32 @@ pub(super) struct Parcel {
     pub(super) columns: Vec<String>,
     /// When it is late: how many further operations it lets pass.
     pub(super) operations_left: u32,
+}
+
+impl Parcel {
+    pub(super) fn new(plan: &FakePlan, insert: &Insert<'_>) -> Self {
+        Self {
+            batch: insert.batch.clone(),
+            ordinal: insert.ordinal,
+            body: Bytes::from(insert.body.concat()),
+            columns: plan.0.columns.clone(),
+            operations_left: 0,
+        }
+    }
+
+    /// Whether one of its rows is poison, or it cannot be read.
+    pub(super) fn is_poisoned(&self, poison: &Ask<bool>) -> bool {
+        let Some((_, rows)) = read_body(&self.body) else {
+            return true;
+        };
+        rows.iter().any(|row| {
+            let values: Vec<Option<&[u8]>> = row.iter().map(Option::as_deref).collect();
+            poison(&Fields {
+                columns: &self.columns,
+                values: &values,
+            })
+        })
+    }
 }
 
 #[derive(Debug, Default)]

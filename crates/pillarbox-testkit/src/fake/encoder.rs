@@ -87,6 +87,12 @@ impl FakePlan {
     }
 }
 
+impl PartialEq for FakePlan {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.columns == other.0.columns
+    }
+}
+
 impl Plan for FakePlan {
     type Encoder = FakeEncoder;
 
@@ -94,10 +100,10 @@ impl Plan for FakePlan {
         &self.0.columns
     }
 
-    fn encoder(&self, sink_value: u64) -> FakeEncoder {
+    fn encoder(&self, only: Option<&str>) -> FakeEncoder {
         FakeEncoder {
             layout: Arc::clone(&self.0),
-            sink_value,
+            only: only.map(str::to_owned),
             blocks: Vec::new(),
             alive: Arc::new(self.0.batches.enter()),
         }
@@ -111,7 +117,7 @@ impl Plan for FakePlan {
 /// Copies rows into one block for each partition.
 pub struct FakeEncoder {
     layout: Arc<Layout>,
-    sink_value: u64,
+    only: Option<String>,
     blocks: Vec<(Block, Vec<u8>)>,
     alive: Arc<Alive>,
 }
@@ -119,7 +125,7 @@ pub struct FakeEncoder {
 impl fmt::Debug for FakeEncoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FakeEncoder")
-            .field("sink_value", &self.sink_value)
+            .field("only", &self.only)
             .field("blocks", &self.blocks.len())
             .finish_non_exhaustive()
     }
@@ -144,6 +150,9 @@ impl Encoder for FakeEncoder {
             });
         }
         let partition = (self.layout.partition)(&fields);
+        if self.only.as_ref().is_some_and(|only| *only != partition) {
+            return Ok(Pushed::Skipped);
+        }
         let known = self.blocks.iter();
         let index = known
             .clone()
@@ -158,8 +167,7 @@ impl Encoder for FakeEncoder {
                     digest: 0,
                     is_numbered: true,
                 };
-                self.blocks
-                    .push((block, self.sink_value.to_be_bytes().to_vec()));
+                self.blocks.push((block, Vec::new()));
                 self.blocks.len() - 1
             }
         };
@@ -171,14 +179,18 @@ impl Encoder for FakeEncoder {
         Ok(Pushed::Taken)
     }
 
-    fn finish(self) -> Vec<EncodedBlock> {
+    fn finish(self, sink_value: u64) -> Vec<EncodedBlock> {
         let alive = self.alive;
-        let encoded = |(block, bytes): (Block, Vec<u8>)| EncodedBlock {
-            block,
-            body: vec![Bytes::from_owner(Body {
+        let number = Bytes::copy_from_slice(&sink_value.to_be_bytes());
+        let encoded = |(block, bytes): (Block, Vec<u8>)| {
+            let rows = Bytes::from_owner(Body {
                 bytes,
                 _alive: Arc::clone(&alive),
-            })],
+            });
+            EncodedBlock {
+                block,
+                body: vec![number.clone(), rows],
+            }
         };
         self.blocks.into_iter().map(encoded).collect()
     }

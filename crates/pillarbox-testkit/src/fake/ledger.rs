@@ -3,10 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use pillarbox_relay::batch::{Batch, Kind};
-use pillarbox_relay::snapshot::{Position, Snapshot, Span};
-use pillarbox_relay::source::{Outcome, SourceError, Standing, Unfinished};
+use pillarbox_relay::batch::{Batch, Kind, Selection, Store};
+use pillarbox_relay::snapshot::{Cut, Position, Snapshot, Span};
+use pillarbox_relay::source::{
+    Outcome, Record, Replay, Request, SourceError, Standing, Unfinished,
+};
 use uuid::Uuid;
+
+use super::letters::{LetterState, Letters};
+use super::ring::OutboxRow;
 
 /// A registered sink.
 #[derive(Clone, Debug)]
@@ -37,6 +42,7 @@ pub(super) struct Ledger {
     pub(super) timeline: u32,
     batches: BTreeMap<(i32, i64), Sealed>,
     deliveries: BTreeMap<(i32, i64), Recorded>,
+    pub(super) letters: Letters,
 }
 
 impl Ledger {
@@ -46,6 +52,7 @@ impl Ledger {
             timeline: 1,
             batches: BTreeMap::new(),
             deliveries: BTreeMap::new(),
+            letters: Letters::default(),
         }
     }
 
@@ -64,6 +71,9 @@ impl Ledger {
             batch_id: Uuid::from_u64_pair(u64::MAX, u64::from(sink.unsigned_abs())),
             origin,
             kind: Kind::Genesis,
+            parent: None,
+            root: None,
+            selection: Selection::default(),
             span: Span {
                 from: start.clone(),
                 to: start,
@@ -127,6 +137,9 @@ impl Ledger {
                 .filter(|later| later.number > batch.number)
                 .map(|later| later.blocks.len() as u64)
                 .sum(),
+            family_rows: self
+                .batch(sink, batch.family())
+                .map_or(batch.rows, |root| root.rows),
         });
         Ok(Standing {
             origin: registered.origin,
@@ -137,9 +150,107 @@ impl Ledger {
         })
     }
 
-    pub(super) fn seal(&mut self, sink: i32, batch: &Batch) -> Result<(), SourceError> {
+    /// Writes everything in `record`, or nothing; says whether that changed anything.
+    pub(super) fn record(
+        &mut self,
+        sink: i32,
+        record: &mut Record<'_>,
+        now: SystemTime,
+        row: impl Fn(Cut) -> Option<OutboxRow>,
+    ) -> Result<bool, SourceError> {
+        let before = self.clone();
+        let written = self.write(sink, record, now, row);
+        if written.is_err() {
+            *self = before;
+        }
+        written
+    }
+
+    fn write(
+        &mut self,
+        sink: i32,
+        record: &mut Record<'_>,
+        now: SystemTime,
+        row: impl Fn(Cut) -> Option<OutboxRow>,
+    ) -> Result<bool, SourceError> {
+        let mut changes = !record.batches.is_empty();
+        for batch in record.batches.iter_mut() {
+            batch.sealed_at = now;
+            self.seal(sink, batch)?;
+        }
+        for outcome in record.outcomes {
+            changes |= self.confirm(sink, outcome, now)?;
+        }
+        let first = record.batches.first().map(|batch| batch.number);
+        for at in record.retried {
+            self.letters.retrying(sink, *at, first.unwrap_or_default());
+        }
+        if let Some(wish) = record
+            .replay
+            .and_then(|wish| self.letters.replay(sink, wish))
+        {
+            wish.number = first;
+        }
+        for letter in record.dead {
+            let known = self.letters.get(sink, letter.at);
+            let row = known
+                .map(|known| known.row.clone())
+                .or_else(|| row(letter.at));
+            let gone = || SourceError::Broken("an event to set aside is gone".to_owned());
+            self.letters.add(sink, letter, row.ok_or_else(gone)?, now);
+            changes = true;
+        }
+        if let Some(number) = record.settled_retry {
+            self.letters.retried(sink, number);
+        }
+        Ok(changes)
+    }
+
+    /// The oldest wish of a sink.
+    pub(super) fn request(&self, sink: i32) -> Option<Request> {
+        let replays = self.letters.replays.get(&sink).into_iter().flatten();
+        let open = replays.into_iter().find(|wish| wish.is_open());
+        let Some(wish) = open else {
+            return self.letters.has_requests(sink).then_some(Request::Retry);
+        };
+        let batch = self.batch(sink, wish.parent)?.clone();
+        let family = |number: i64| {
+            let of = self.batch(sink, number).map(Batch::family);
+            of == Some(wish.parent)
+        };
+        let dead = self.letters.of(sink);
+        let dead = dead.filter(|letter| family(letter.letter.number));
+        let mut without = batch.selection.without.clone();
+        without.extend(dead.map(|letter| letter.letter.at));
+        without.sort_unstable();
+        without.dedup();
+        Some(Request::Replay(Box::new(Replay {
+            replay: wish.replay,
+            kind: wish.kind,
+            selection: Selection {
+                without,
+                ..wish.selection.clone()
+            },
+            batch,
+        })))
+    }
+
+    /// The rows of dead letters that lie in a store.
+    pub(super) fn rows_of(&self, sink: i32, store: Store) -> Vec<OutboxRow> {
+        let wanted = match store {
+            Store::Outbox => return Vec::new(),
+            Store::Requested => LetterState::Requested,
+            Store::Retried(number) => LetterState::Retrying(number),
+        };
+        let letters = self.letters.of(sink);
+        let wanted = letters.filter(|letter| letter.state == wanted);
+        wanted.map(|letter| letter.row.clone()).collect()
+    }
+
+    fn seal(&mut self, sink: i32, batch: &Batch) -> Result<(), SourceError> {
         let key = (sink, batch.number);
-        if self.batches.contains_key(&key) {
+        let last = self.batches(sink).next_back().map(|last| last.number);
+        if last != Some(batch.number - 1) {
             return Err(SourceError::Fenced(batch.number));
         }
         let sealed = Sealed {
@@ -151,7 +262,7 @@ impl Ledger {
     }
 
     /// Records an outcome; says whether it is the first one.
-    pub(super) fn confirm(
+    fn confirm(
         &mut self,
         sink: i32,
         outcome: &Outcome,
@@ -172,11 +283,12 @@ impl Ledger {
     /// The last batch that moves the position such that it and all before it had an outcome by
     /// `as_of`.
     pub(super) fn safe(&self, sink: i32, as_of: SystemTime) -> Option<(i64, Position)> {
-        let unsafe_one = self.batches(sink).find(|batch| {
+        let unsafe_ones = self.batches(sink).filter(|batch| {
             let recorded = self.deliveries.get(&(sink, batch.number));
             batch.kind != Kind::Genesis && recorded.is_none_or(|recorded| recorded.at > as_of)
         });
-        let end = unsafe_one.map_or(i64::MAX, |batch| batch.number);
+        // An open child keeps its family's first batch from being safe.
+        let end = unsafe_ones.map(Batch::family).min().unwrap_or(i64::MAX);
         let mut safe = self.batches(sink).filter(|batch| batch.number < end);
         let safe = safe.rfind(|batch| moves_position(batch))?;
         Some((safe.number, Position::from(&safe.span)))

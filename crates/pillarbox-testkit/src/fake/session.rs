@@ -2,14 +2,16 @@
 
 use std::time::{Duration, SystemTime};
 
-use pillarbox_relay::batch::{Batch, Row};
+use pillarbox_relay::batch::{Row, Selection, Store};
 use pillarbox_relay::clock::Clock as _;
 use pillarbox_relay::sink::{OutboxColumn, Pushed};
-use pillarbox_relay::snapshot::{Position, Span};
-use pillarbox_relay::source::{Outcome, Probe, Rows, Session, SourceError, Standing, Switches};
+use pillarbox_relay::snapshot::{Cut, Position, Span};
+use pillarbox_relay::source::{
+    Probe, Record, Request, Rows, Session, SourceError, Standing, Switches,
+};
 use tokio::sync::Mutex;
 
-use super::database::{FakeDatabase, State};
+use super::database::{Disk, FakeDatabase, State};
 use super::event::outbox_columns;
 use super::fault::{SessionFault, SessionOperation};
 use super::ring::{LEAVES, OutboxRow};
@@ -173,9 +175,10 @@ impl Session for FakeSession {
         .await
     }
 
-    async fn read<R: Rows>(
+    async fn read_selected<R: Rows>(
         &self,
         span: &Span,
+        selection: &Selection,
         columns: &[String],
         rows_max: u64,
         into: &mut R,
@@ -183,7 +186,7 @@ impl Session for FakeSession {
         let fault = self.begin(SessionOperation::Read).await?;
         self.check_alive()?;
         let _transaction = self.database.reads().enter();
-        let rows = self.database.state().rows_of(span);
+        let rows = self.database.state().rows_of(self.sink, span, selection);
         // One row more than fits, so that a batch is cut only where another row follows.
         let most = usize::try_from(rows_max).unwrap_or(usize::MAX);
         for (count, row) in rows.iter().take(most.saturating_add(1)).enumerate() {
@@ -208,19 +211,49 @@ impl Session for FakeSession {
         self.check_alive()
     }
 
-    async fn seal(&self, batch: &mut Batch) -> Result<(), SourceError> {
-        self.statement(SessionOperation::Seal, |state, sink, now| {
-            batch.sealed_at = now;
-            state.disk.ledger.seal(sink, batch)?;
-            state.wrote();
+    async fn record(&self, record: &mut Record<'_>) -> Result<(), SourceError> {
+        let operation = match record.batches.is_empty() {
+            true => SessionOperation::Confirm,
+            false => SessionOperation::Seal,
+        };
+        self.statement(operation, |state, sink, now| {
+            let Disk {
+                transactions,
+                ring,
+                ledger,
+                ..
+            } = &mut state.disk;
+            let row = |at| {
+                let mut rows = ring.rows();
+                rows.find(|row| row.at == at && transactions.is_visible(row.at.tx))
+                    .cloned()
+            };
+            if ledger.record(sink, record, now, row)? {
+                state.wrote();
+            }
             Ok(())
         })
         .await
     }
 
-    async fn confirm(&self, outcome: &Outcome) -> Result<(), SourceError> {
-        self.statement(SessionOperation::Confirm, |state, sink, now| {
-            if state.disk.ledger.confirm(sink, outcome, now)? {
+    async fn lately_dead(&self) -> Result<u64, SourceError> {
+        self.statement(SessionOperation::Probe, |state, sink, now| {
+            Ok(state.disk.ledger.letters.lately(sink, now))
+        })
+        .await
+    }
+
+    async fn request(&self) -> Result<Option<Request>, SourceError> {
+        self.statement(SessionOperation::Probe, |state, sink, _| {
+            Ok(state.disk.ledger.request(sink))
+        })
+        .await
+    }
+
+    async fn refuse(&self, replay: i64, reason: &str) -> Result<(), SourceError> {
+        self.statement(SessionOperation::Report, |state, sink, _| {
+            if let Some(wish) = state.disk.ledger.letters.replay(sink, replay) {
+                wish.refused = Some(reason.to_owned());
                 state.wrote();
             }
             Ok(())
@@ -230,11 +263,13 @@ impl Session for FakeSession {
 
     async fn beat(&self) -> Result<Switches, SourceError> {
         self.statement(SessionOperation::Beat, |state, sink, _| {
+            let has_requests = state.disk.ledger.letters.has_requests(sink);
             let found = state.disk.ledger.sinks.get(&sink);
             let sink = found.ok_or_else(|| lost("the sink is gone"))?;
             Ok(Switches {
                 paused: sink.paused,
                 retired: sink.retired,
+                has_requests,
             })
         })
         .await
@@ -288,14 +323,23 @@ impl Session for FakeSession {
 }
 
 impl State {
-    /// The visible rows of a span, in the order of `(tx, id)`.
-    fn rows_of(&self, span: &Span) -> Vec<OutboxRow> {
-        let rows = self.disk.ring.rows();
-        let visible = rows.filter(|row| self.disk.transactions.is_visible(row.at.tx));
-        let mut rows: Vec<OutboxRow> = visible
-            .filter(|row| span.contains(row.at))
-            .cloned()
-            .collect();
+    /// The visible rows of a span in a store, in the order of `(tx, id)`.
+    fn rows_of(&self, sink: i32, span: &Span, selection: &Selection) -> Vec<OutboxRow> {
+        let is_between = |at: Cut| {
+            span.after.is_none_or(|after| at > after) && span.until.is_none_or(|until| at <= until)
+        };
+        let mut rows: Vec<OutboxRow> = match selection.store {
+            Store::Outbox => {
+                let rows = self.disk.ring.rows();
+                let visible = rows.filter(|row| self.disk.transactions.is_visible(row.at.tx));
+                visible
+                    .filter(|row| span.contains(row.at))
+                    .cloned()
+                    .collect()
+            }
+            store => self.disk.ledger.rows_of(sink, store),
+        };
+        rows.retain(|row| is_between(row.at));
         rows.sort_by_key(|row| row.at);
         rows
     }

@@ -5,17 +5,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use pillarbox_relay::clock::Clock as _;
 use pillarbox_relay::sink::{
-    Delivery, Doubt, Guarantee, Insert, OutboxColumn, Reaction, Resolution, Sink, Trouble,
+    Delivery, Doubt, Guarantee, Insert, Look, OutboxColumn, Reaction, Resolution, Sink, Trouble,
 };
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::clock::FakeClock;
 use super::destination::{Attempt, Destination, Parcel, StoredRow};
-use super::encoder::{Ask, FakePlan, Fields, Layout, read_body};
+use super::encoder::{Ask, FakePlan, Fields, Layout};
 use super::fault::{Fault, Operation, trouble};
 use super::gauge::Gauge;
 use super::script::Script;
@@ -320,6 +319,24 @@ impl FakeSink {
         state.script.next(operation)
     }
 
+    fn look_at(&self, insert: &Insert<'_>, is_fenced: bool) -> Look {
+        let Some(block) = insert.batch.blocks.get(insert.ordinal) else {
+            return Look::Blind;
+        };
+        let mut state = self.state();
+        if is_fenced {
+            state.destination.fence(&insert.token());
+        }
+        match state.destination.look(insert.batch.sink_value(), block) {
+            (0, _) => Look::Nothing,
+            found if found == (block.rows, block.digest) => Look::All(SERVER.to_owned()),
+            _ => Look::Other(trouble(
+                "some of the rows are there, or others",
+                Reaction::Stop,
+            )),
+        }
+    }
+
     async fn hang(&self) {
         let _hanging = self.shared.hanging.enter();
         self.shared.clock.sleep(self.shared.deadline).await;
@@ -372,19 +389,6 @@ impl FakeSink {
         let window = self.state().destination.window_blocks as u64;
         self.shared.guarantee == Guarantee::Token && doubt.blocks_since < window / 2
     }
-
-    fn is_poisoned(&self, parcel: &Parcel) -> bool {
-        let Some((_, rows)) = read_body(&parcel.body) else {
-            return true;
-        };
-        rows.iter().any(|row| {
-            let values: Vec<Option<&[u8]>> = row.iter().map(Option::as_deref).collect();
-            (self.shared.poison)(&Fields {
-                columns: &parcel.columns,
-                values: &values,
-            })
-        })
-    }
 }
 
 impl Sink for FakeSink {
@@ -404,15 +408,9 @@ impl Sink for FakeSink {
             observe(insert);
         }
         let fault = self.begin(Operation::Deliver);
-        let mut parcel = Parcel {
-            batch: insert.batch.clone(),
-            ordinal: insert.ordinal,
-            body: Bytes::from(insert.body.concat()),
-            columns: plan.0.columns.clone(),
-            operations_left: 0,
-        };
+        let mut parcel = Parcel::new(plan, insert);
         let unknown = |reason| Delivery::Unknown(trouble(reason, Reaction::Backoff));
-        if self.is_poisoned(&parcel) {
+        if parcel.is_poisoned(&self.shared.poison) {
             return Delivery::Rejected(trouble("the fake rejects a row", Reaction::Replan));
         }
         match fault {
@@ -461,19 +459,26 @@ impl Sink for FakeSink {
         if !self.shared.has_batch_column {
             return stop("the token may be forgotten, and there is no column batch");
         }
-        let Some(block) = insert.batch.blocks.get(insert.ordinal) else {
-            return stop("the batch has no such block");
-        };
-        let mut state = self.state();
-        state.destination.fence(&insert.token());
-        let found = state.destination.look(insert.batch.sink_value(), block);
-        match found {
-            (0, _) => Ok(Resolution::Resend),
-            found if found == (block.rows, block.digest) => {
-                Ok(Resolution::Delivered(SERVER.to_owned()))
-            }
-            _ => stop("some of the rows are there, or others"),
-        }
+        Ok(match self.look_at(insert, true) {
+            Look::Nothing => Resolution::Resend,
+            Look::All(server) => Resolution::Delivered(server),
+            Look::Other(trouble) => Resolution::Undecidable(trouble),
+            Look::Blind | Look::Unchanged => return stop("the batch has no such block"),
+        })
+    }
+
+    async fn look(
+        &self,
+        plan: &FakePlan,
+        insert: &Insert<'_>,
+        doubt: Option<Doubt>,
+    ) -> Result<Look, Trouble> {
+        self.reading(Operation::Resolve).await?;
+        Ok(match self.shared.has_batch_column {
+            true => self.look_at(insert, doubt.is_some()),
+            false if Parcel::new(plan, insert).is_poisoned(&self.shared.poison) => Look::Unchanged,
+            false => Look::Blind,
+        })
     }
 
     async fn highest_number(&self, _plan: &FakePlan, origin: u32) -> Result<Option<i64>, Trouble> {

@@ -8,7 +8,7 @@ mod refusal;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use pillarbox_relay::batch::{Batch, EncodedBlock, Kind, Row, sink_value};
+use pillarbox_relay::batch::{Batch, EncodedBlock, Kind, Row, Selection, sink_value};
 use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig, ClickHousePlan};
 use pillarbox_relay::sink::{
     Delivery, Doubt, Encoder, Insert, OutboxColumn, Plan, Pushed, Sink, Trouble,
@@ -117,7 +117,7 @@ fn seal(
     number: i64,
     events: &[Event],
 ) -> Result<(Batch, Vec<EncodedBlock>)> {
-    let mut encoder = plan.encoder(sink_value(ORIGIN, number));
+    let mut encoder = plan.encoder(None);
     for (id, event) in events.iter().enumerate() {
         let owned: Vec<_> = plan
             .columns()
@@ -137,7 +137,7 @@ fn seal(
             bail!("event {id} found no room");
         }
     }
-    let blocks = encoder.finish();
+    let blocks = encoder.finish(sink_value(ORIGIN, number));
     let map: Vec<_> = blocks.iter().map(|encoded| encoded.block.clone()).collect();
     let position = Position::genesis(Snapshot::origin());
     let batch = Batch {
@@ -145,6 +145,9 @@ fn seal(
         batch_id: Uuid::new_v4(),
         origin: ORIGIN,
         kind: Kind::Window,
+        parent: None,
+        root: None,
+        selection: Selection::default(),
         span: position.next_span(Snapshot::origin()),
         rows: map.iter().map(|block| block.rows).sum(),
         bytes: 0,
@@ -193,6 +196,7 @@ fn young() -> Doubt {
     Doubt {
         age: Duration::from_secs(1),
         blocks_since: 0,
+        ..Doubt::NONE
     }
 }
 
@@ -200,6 +204,7 @@ fn old() -> Doubt {
     Doubt {
         age: Duration::from_secs(1_000_000),
         blocks_since: 1_000_000,
+        ..Doubt::NONE
     }
 }
 

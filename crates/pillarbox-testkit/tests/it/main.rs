@@ -21,6 +21,7 @@ mod main_job;
 mod oracle;
 mod outbox;
 mod plans;
+mod poison;
 mod privileges;
 mod publishing;
 mod replicated;

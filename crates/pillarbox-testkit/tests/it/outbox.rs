@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use pillarbox_relay::batch::{Batch, Block, Kind, Row};
+use pillarbox_relay::batch::{Batch, Block, Kind, Row, Selection};
 use pillarbox_relay::postgres;
 use pillarbox_relay::schema::registry::{self, Start};
 use pillarbox_relay::schema::{self, Migrated};
@@ -226,6 +226,9 @@ impl Drain {
             batch_id: Uuid::new_v4(),
             origin: self.origin,
             kind: Kind::Window,
+            parent: None,
+            root: None,
+            selection: Selection::default(),
             span,
             rows,
             bytes: rows * 16,
@@ -257,10 +260,9 @@ impl Drain {
 
     pub(crate) async fn confirm(&self, batch: &Batch) -> Result<(), SourceError> {
         let outcome = Outcome {
-            number: batch.number,
-            rows: batch.rows,
             attempts: 1,
             server: "test".to_owned(),
+            ..Outcome::delivered(batch.number, batch.rows)
         };
         self.session.confirm(&outcome).await
     }

@@ -17,6 +17,7 @@ use pillarbox_testkit::servers::{ClickHouse, Flavour, PgVersion, Postgres, event
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use uuid::Uuid;
 
 /// How long a relay may take to come to a step, and a drain to its end.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -167,22 +168,30 @@ impl Scene {
     /// Compares what the table holds with what was committed.
     pub(crate) async fn verdict(&self, oracle: &Oracle) -> Result<Verdict> {
         let found = read_clickhouse(&self.clickhouse, TABLE, self.precision()).await?;
-        Ok(oracle.verdict(&found, &[]))
+        Ok(oracle.verdict(&found, &self.dead().await?))
     }
 
-    /// Waits until the table holds as many rows as events were committed, then stops the relay;
+    /// The events that are set aside.
+    pub(crate) async fn dead(&self) -> Result<Vec<Uuid>> {
+        let dead = "select l.event_id from pillarbox.dead_letter l where l.state <> 'delivered'";
+        let rows = self.postgres.query(dead, &[]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Waits until the table and the dead letters hold as many rows as events were committed, then stops the relay;
     /// nothing is left for a drain, and every event is there once (INV-1, INV-2).
     pub(crate) async fn holds(&self, oracle: &Oracle, relay: Running) -> Result<Verdict> {
         let published = oracle.published();
         let arrived = eventually("all events to arrive", PATIENCE, || async {
-            Ok((self.count().await.unwrap_or(0) >= published).then_some(()))
+            let dead = self.dead().await.map_or(0, |dead| dead.len() as u64);
+            Ok((self.count().await.unwrap_or(0) + dead >= published).then_some(()))
         });
         arrived
             .await
             .map_err(|error| error.context(relay.log_tail()))?;
         relay.stop().await?;
         let verdict = self.holds_when_drained(oracle).await?;
-        ensure!(verdict.delivered == published, "{verdict}");
+        ensure!(verdict.delivered + verdict.dead == published, "{verdict}");
         Ok(verdict)
     }
 

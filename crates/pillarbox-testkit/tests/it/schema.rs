@@ -78,7 +78,7 @@ async fn a_printed_schema_is_the_installed_one() -> Result<()> {
     for version in VERSIONS {
         let server = Postgres::start(version).await?;
         let url = server.create_database("printed").await?;
-        psql(&url, &schema::print()).await?;
+        psql(&url, &schema::print(0)).await?;
         let mut client = server.connect().await?;
         assert_eq!(schema::migrate(&mut client).await?, Migrated::Installed);
         let printed = server.connect_as("printed", "postgres", None).await?;

@@ -5,5 +5,6 @@ mod chaos;
 mod exactly_once;
 mod life;
 mod order;
+mod poison;
 mod trouble;
 mod world;

@@ -10,21 +10,10 @@ use super::partition::Rule;
 use super::plan::ClickHousePlan;
 use super::verdict::{refuse, trouble};
 use crate::batch::{Batch, NUMBER_BITS};
-use crate::sink::{Doubt, Guarantee, Insert, Resolution, Trouble};
+use crate::sink::{Doubt, Guarantee, Insert, Look, Resolution, Trouble};
 
 /// After a look that saw nothing, an insert that the fence did not see may still be committing.
 const SETTLE: Duration = Duration::from_secs(1);
-
-/// What a table holds of a block.
-#[derive(Debug)]
-pub(super) enum Seen {
-    /// All of it; names the server that said so.
-    All(String),
-    /// Nothing of it.
-    Nothing,
-    /// Something else than was sealed.
-    Other(Trouble),
-}
 
 /// What a table holds of a batch in one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -72,15 +61,18 @@ pub(super) async fn resolve(
             Resolution::Undecidable(forgotten(table, insert))
         });
     }
-    Ok(match examine(client, plan, table, insert).await? {
-        // The table has its rows, but a view may still lack them: the token completes it.
-        Seen::All(_) if plan.0.has_views && has_token => Resolution::Resend,
-        Seen::All(server) => Resolution::Delivered(server),
-        Seen::Nothing if has_token || is_numbered(insert) => Resolution::Resend,
-        // Its rows may be there without the number, as they were sealed.
-        Seen::Nothing => Resolution::Undecidable(unnumbered(table, insert)),
-        Seen::Other(trouble) => Resolution::Undecidable(trouble),
-    })
+    Ok(
+        match examine(client, plan, table, insert, doubt.quiet).await? {
+            // The table has its rows, but a view may still lack them: the token completes it.
+            Look::All(_) if plan.0.has_views && has_token => Resolution::Resend,
+            Look::All(server) => Resolution::Delivered(server),
+            Look::Nothing if has_token || is_numbered(insert) => Resolution::Resend,
+            // Its rows may be there without the number, as they were sealed.
+            Look::Nothing => Resolution::Undecidable(unnumbered(table, insert)),
+            Look::Other(trouble) => Resolution::Undecidable(trouble),
+            Look::Blind | Look::Unchanged => Resolution::Undecidable(forgotten(table, insert)),
+        },
+    )
 }
 
 /// Whether a look at the block's rows finds them if they are there.
@@ -88,19 +80,21 @@ pub(super) fn can_look(plan: &ClickHousePlan, insert: &Insert<'_>) -> bool {
     plan.0.layout.batch && is_numbered(insert)
 }
 
-/// Fences the block and looks at it; twice, when the first look does not see all of it.
+/// Fences the block and looks at it; again after a while, when the first look does not see all of it and
+/// somebody may have sent it a moment ago.
 pub(super) async fn examine(
     client: &Client,
     plan: &ClickHousePlan,
     table: &str,
     insert: &Insert<'_>,
-) -> Result<Seen, Trouble> {
+    quiet: Duration,
+) -> Result<Look, Trouble> {
     fence(client, plan, table, insert).await?;
     let seen = look(client, plan, table, insert).await?;
-    if matches!(seen, Seen::All(_)) {
+    if matches!(seen, Look::All(_)) || quiet >= SETTLE {
         return Ok(seen);
     }
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(SETTLE - quiet).await;
     fence(client, plan, table, insert).await?;
     look(client, plan, table, insert).await
 }
@@ -131,12 +125,12 @@ fn forgotten(table: &str, insert: &Insert<'_>) -> Trouble {
 
 /// Counts and digests what the table holds of the batch, partition by partition: rows that lie where
 /// none were sealed must not look like none.
-async fn look(
+pub(super) async fn look(
     client: &Client,
     plan: &ClickHousePlan,
     table: &str,
     insert: &Insert<'_>,
-) -> Result<Seen, Trouble> {
+) -> Result<Look, Trouble> {
     // Says how many rows it has, even when it has none.
     #[derive(Deserialize)]
     struct Answer {
@@ -162,10 +156,10 @@ async fn look(
     Ok(compare(&found.data, insert, table, answer.server))
 }
 
-fn compare(found: &[Found], insert: &Insert<'_>, table: &str, server: String) -> Seen {
+fn compare(found: &[Found], insert: &Insert<'_>, table: &str, server: String) -> Look {
     let batch = insert.batch;
     let Some(block) = batch.blocks.get(insert.ordinal) else {
-        return Seen::Other(refuse(format!(
+        return Look::Other(refuse(format!(
             "batch {} has no block {}",
             batch.number, insert.ordinal
         )));
@@ -176,7 +170,7 @@ fn compare(found: &[Found], insert: &Insert<'_>, table: &str, server: String) ->
         blocks.any(|block| block.partition == partition)
     };
     if let Some(stray) = found().find(|found| !is_sealed(&found.partition)) {
-        return Seen::Other(refuse(format!(
+        return Look::Other(refuse(format!(
             "{table} holds {} rows of batch {} in partition '{}', where none were sealed: the \
              partition expression or a time zone changed, or somebody else wrote them; look at \
              batch = {}",
@@ -187,11 +181,11 @@ fn compare(found: &[Found], insert: &Insert<'_>, table: &str, server: String) ->
         )));
     }
     match found().find(|found| found.partition == block.partition) {
-        None => Seen::Nothing,
+        None => Look::Nothing,
         Some(found) if found.rows == block.rows && found.digest == block.digest => {
-            Seen::All(server)
+            Look::All(server)
         }
-        Some(found) => Seen::Other(refuse(format!(
+        Some(found) => Look::Other(refuse(format!(
             "{table} holds {} rows with digest {:016x} of block {} of batch {}, but {} rows with \
              digest {:016x} were sealed; the relay goes on by itself once the table holds all of them or none",
             found.rows, found.digest, insert.ordinal, batch.number, block.rows, block.digest

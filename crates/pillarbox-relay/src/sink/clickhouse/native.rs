@@ -26,7 +26,8 @@ const FIRST_PIECE_BYTES: usize = 4 * 1024;
 #[derive(Debug)]
 pub struct NativeEncoder {
     layout: Arc<Layout>,
-    batch: u64,
+    /// The one partition whose rows are taken.
+    only: Option<String>,
     blocks: Vec<OpenBlock>,
     /// The block of the last row: most rows follow one of the same partition.
     current: usize,
@@ -57,11 +58,11 @@ struct Pieces {
 }
 
 impl NativeEncoder {
-    pub(super) fn new(layout: Arc<Layout>, batch: u64) -> Self {
+    pub(super) fn new(layout: Arc<Layout>, only: Option<&str>) -> Self {
         let text = Vec::new();
         Self {
             layout,
-            batch,
+            only: only.map(str::to_owned),
             blocks: Vec::new(),
             current: 0,
             evaluator: Evaluator::new(),
@@ -115,6 +116,13 @@ impl Encoder for NativeEncoder {
             values.push(value);
         }
         let key = self.evaluator.key(&layout.rule, &values);
+        if self
+            .only
+            .as_ref()
+            .is_some_and(|only| layout.rule.text(key) != *only)
+        {
+            return Ok(Pushed::Skipped);
+        }
         let Some(current) = self.block(key) else {
             return Ok(Pushed::NoRoom);
         };
@@ -133,16 +141,11 @@ impl Encoder for NativeEncoder {
         Ok(Pushed::Taken)
     }
 
-    fn finish(self) -> Vec<EncodedBlock> {
-        let Self {
-            layout,
-            batch,
-            blocks,
-            ..
-        } = self;
+    fn finish(self, sink_value: u64) -> Vec<EncodedBlock> {
+        let Self { layout, blocks, .. } = self;
         blocks
             .into_iter()
-            .map(|block| block.finish(&layout, batch))
+            .map(|block| block.finish(&layout, sink_value))
             .collect()
     }
 }

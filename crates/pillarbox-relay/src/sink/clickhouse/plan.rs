@@ -9,7 +9,7 @@ use super::report::SinkReport;
 use crate::sink::{Guarantee, Plan};
 
 /// A column that the relay fills.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Planned {
     pub(super) name: String,
     pub(super) given: Given,
@@ -17,7 +17,7 @@ pub(super) struct Planned {
 }
 
 /// What the encoder needs to know.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Layout {
     /// In the order in which rows are read.
     pub(super) columns: Vec<Planned>,
@@ -82,6 +82,12 @@ impl ClickHousePlan {
     }
 }
 
+impl PartialEq for ClickHousePlan {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.0.insert, &self.0.layout) == (&other.0.insert, &other.0.layout)
+    }
+}
+
 impl Plan for ClickHousePlan {
     type Encoder = NativeEncoder;
 
@@ -89,8 +95,8 @@ impl Plan for ClickHousePlan {
         &self.0.names
     }
 
-    fn encoder(&self, sink_value: u64) -> NativeEncoder {
-        NativeEncoder::new(Arc::clone(&self.0.layout), sink_value)
+    fn encoder(&self, only: Option<&str>) -> NativeEncoder {
+        NativeEncoder::new(Arc::clone(&self.0.layout), only)
     }
 
     fn guarantee(&self) -> Guarantee {

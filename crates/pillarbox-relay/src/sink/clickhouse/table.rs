@@ -1,13 +1,18 @@
 //! What the server says about a table: `system.tables`, `system.columns`, settings and views.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::answer::Fault;
 use super::client::Client;
+use super::config::ClickHouseConfig;
+use super::fence::trouble_at;
+use super::lookup::quoted;
 use super::plan::Window;
 use super::{settings, sql};
+use crate::sink::Trouble;
 
 /// Views that feed views that feed views: a chain longer than this is a mistake.
 const VIEWS_MAX: usize = 200;
@@ -163,6 +168,37 @@ async fn named_values(
         .into_iter()
         .map(|setting| (setting.name, setting.value))
         .collect())
+}
+
+/// By so much the server's clock may run ahead of PostgreSQL's between two corrections.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(60);
+
+/// Whether the table is on every replica as it was before a batch of this age was sealed.
+pub(super) async fn is_unchanged(
+    client: &Client,
+    config: &ClickHouseConfig,
+    age: Duration,
+) -> Result<bool, Trouble> {
+    #[derive(Deserialize)]
+    struct Changed {
+        #[serde(deserialize_with = "quoted")]
+        seconds: u64,
+    }
+    let statement = format!(
+        "SELECT toUInt64(greatest(toInt64(now()) - toInt64(metadata_modification_time), 0)) AS seconds \
+         FROM system.tables WHERE database = {} AND name = {}",
+        sql::text(&config.database),
+        sql::text(&config.table)
+    );
+    for replica in 0..client.endpoints() {
+        let found = client.rows_at::<Changed>(replica, &statement).await;
+        let found = found.map_err(|fault| trouble_at(client, replica, &fault))?;
+        let changed = found.first().map_or(0, |changed| changed.seconds);
+        if Duration::from_secs(changed) <= age + CLOCK_SKEW_MAX {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Table {

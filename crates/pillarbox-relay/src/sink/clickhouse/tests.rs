@@ -133,7 +133,7 @@ proptest! {
             ("number", Given::Int8, "UInt32"),
             ("uuid", Given::Uuid, "Nullable(UUID)"),
         ], "");
-        let mut encoder = NativeEncoder::new(layout, 0xABCD);
+        let mut encoder = NativeEncoder::new(layout, None);
         let mut expected: Vec<Vec<Vec<u8>>> = vec![Vec::new(); 4];
         let mut sum = 0_u64;
         for (at, (text, us, number, uuid)) in rows.iter().enumerate() {
@@ -156,7 +156,7 @@ proptest! {
                 id[..8].iter().rev().chain(id[8..].iter().rev()).copied().collect()
             }));
         }
-        let blocks = encoder.finish();
+        let blocks = encoder.finish(0xABCD);
         prop_assert_eq!(blocks.len(), 1);
         prop_assert_eq!(blocks[0].block.digest, sum);
         let decoded = decode(&blocks[0]);
@@ -178,10 +178,10 @@ proptest! {
             ("UInt64", value >= 0), ("Int64", true),
         ];
         for (of, fits) in cases {
-            let mut encoder = NativeEncoder::new(layout(&[("n", Given::Int8, of)], ""), 1);
+            let mut encoder = NativeEncoder::new(layout(&[("n", Given::Int8, of)], ""), None);
             prop_assert_eq!(push(&mut encoder, &[Some(&value.to_be_bytes())]).is_ok(), fits);
             if fits {
-                let decoded = decode(&encoder.finish()[0]);
+                let decoded = decode(&encoder.finish(1)[0]);
                 let bytes = &decoded[0].2[0];
                 prop_assert_eq!(bytes.as_slice(), &value.to_le_bytes()[..bytes.len()]);
             }
@@ -195,7 +195,7 @@ fn a_refused_row_names_the_column_and_leaves_the_encoder_as_it_was() {
         ("at", Given::Timestamp, "DateTime"),
         ("text", Given::Text, "String"),
     ];
-    let mut encoder = NativeEncoder::new(layout(&columns, "toYYYYMM(at)"), 1);
+    let mut encoder = NativeEncoder::new(layout(&columns, "toYYYYMM(at)"), None);
     let good = timestamp(1_000_000);
     push(&mut encoder, &[Some(&good), Some(b"x")]).unwrap();
     let before = format!("{encoder:?}");
@@ -214,7 +214,7 @@ fn a_refused_row_names_the_column_and_leaves_the_encoder_as_it_was() {
         assert!(!error.to_string().contains("secret"));
         assert_eq!(format!("{encoder:?}"), before);
     }
-    assert_eq!(encoder.finish()[0].block.rows, 1);
+    assert_eq!(encoder.finish(1)[0].block.rows, 1);
 }
 
 #[test]
@@ -228,9 +228,9 @@ fn precision_is_cut_towards_the_past() {
         (9, -1, -1_000),
     ] {
         let of = format!("DateTime64({precision}, 'UTC')");
-        let mut encoder = NativeEncoder::new(layout(&[("at", Given::Timestamp, &of)], ""), 1);
+        let mut encoder = NativeEncoder::new(layout(&[("at", Given::Timestamp, &of)], ""), None);
         push(&mut encoder, &[Some(&timestamp(us))]).unwrap();
-        let decoded = decode(&encoder.finish()[0]);
+        let decoded = decode(&encoder.finish(1)[0]);
         assert_eq!(decoded[0].2[0], i64::to_le_bytes(ticks), "{of} {us}");
     }
 }
@@ -238,7 +238,7 @@ fn precision_is_cut_towards_the_past() {
 #[test]
 fn blocks_come_in_the_order_of_their_first_rows_and_have_a_limit() {
     let columns = [("at", Given::Timestamp, "DateTime64(6, 'UTC')")];
-    let mut encoder = NativeEncoder::new(layout(&columns, "toYYYYMMDD(at)"), 1);
+    let mut encoder = NativeEncoder::new(layout(&columns, "toYYYYMMDD(at)"), None);
     for day in (0..BLOCKS_MAX as i64).rev().chain(0..3) {
         assert_eq!(
             push(&mut encoder, &[Some(&timestamp(day * DAY_US))]),
@@ -252,7 +252,7 @@ fn blocks_come_in_the_order_of_their_first_rows_and_have_a_limit() {
         push(&mut encoder, &[Some(&timestamp(0))]),
         Ok(Pushed::Taken)
     );
-    let blocks = encoder.finish();
+    let blocks = encoder.finish(1);
     assert_eq!(blocks.len(), BLOCKS_MAX);
     assert_eq!(blocks[0].block.partition, "19700201");
     assert_eq!(blocks[31].block.partition, "19700101");
@@ -294,7 +294,7 @@ fn encode_rows_per_second() {
     let (time, context) = (timestamp(1_795_176_000_000_000), [b'x'; 314]);
     for _ in 0..3 {
         let started = std::time::Instant::now();
-        let mut encoder = NativeEncoder::new(Arc::clone(&layout), 1);
+        let mut encoder = NativeEncoder::new(Arc::clone(&layout), None);
         for _ in 0..ROWS {
             push(
                 &mut encoder,
@@ -309,7 +309,7 @@ fn encode_rows_per_second() {
             )
             .unwrap();
         }
-        let blocks = encoder.finish();
+        let blocks = encoder.finish(1);
         let encoded = started.elapsed().as_secs_f64();
         let text = [b'x'; 450];
         let started = std::time::Instant::now();

@@ -15,6 +15,8 @@ enum Meaning {
     Refused(Reaction),
     /// The rows are bad and nothing was written.
     BadRows,
+    /// The block is too large and nothing was written.
+    TooLarge,
     /// Nobody knows.
     InDoubt(Reaction),
 }
@@ -38,6 +40,7 @@ pub(super) fn judge(fault: &Fault, attempt: u32, has_token: bool) -> Delivery {
     match meaning {
         Meaning::Refused(reaction) => Delivery::Retry(trouble_with(fault, reaction)),
         Meaning::BadRows => Delivery::Rejected(trouble_with(fault, Reaction::Replan)),
+        Meaning::TooLarge => Delivery::Rejected(trouble_with(fault, Reaction::Halve)),
         Meaning::InDoubt(reaction) => Delivery::Unknown(trouble_with(fault, reaction)),
     }
 }
@@ -85,6 +88,7 @@ fn in_doubt(meaning: Meaning) -> Meaning {
     match meaning {
         Meaning::Refused(reaction) | Meaning::InDoubt(reaction) => Meaning::InDoubt(reaction),
         Meaning::BadRows => Meaning::InDoubt(Reaction::Backoff),
+        Meaning::TooLarge => Meaning::InDoubt(Reaction::Halve),
     }
 }
 
@@ -99,7 +103,7 @@ fn of_answer(answer: &Answer, attempt: u32) -> Meaning {
     match code {
         code::TOO_MANY_PARTS => of_parts(answer),
         code::MEMORY_LIMIT_EXCEEDED if is_total(answer) => Refused(Reaction::Backoff),
-        code::MEMORY_LIMIT_EXCEEDED => InDoubt(Reaction::Slower),
+        code::MEMORY_LIMIT_EXCEEDED => InDoubt(Reaction::Halve),
         // Without a keeper nothing starts; in the middle it would be another matter.
         code::NO_ZOOKEEPER if answer.sent < Sent::All || starts_without_keeper(answer) => {
             Refused(Reaction::Backoff)
@@ -113,7 +117,7 @@ fn of_answer(answer: &Answer, attempt: u32) -> Meaning {
             })
         }
         code if code::REFUSED_BEFORE_EXECUTION.contains(&code) => Refused(Reaction::Backoff),
-        code if code::TOO_LARGE.contains(&code) => BadRows,
+        code if code::TOO_LARGE.contains(&code) => Meaning::TooLarge,
         code if code::DATA.contains(&code) => BadRows,
         code if code::SCHEMA.contains(&code) => Refused(Reaction::Replan),
         code if code::CAPACITY.contains(&code) => Refused(Reaction::Slower),
@@ -146,7 +150,7 @@ fn starts_without_keeper(answer: &Answer) -> bool {
 /// An answer without a code comes from a proxy, or from a server before it looked at the query.
 fn of_status(answer: &Answer) -> Meaning {
     match answer.status {
-        413 => Meaning::BadRows,
+        413 => Meaning::TooLarge,
         401 | 403 | 404 | 407 => Meaning::Refused(Reaction::Stop),
         429 => Meaning::Refused(Reaction::Slower),
         502..=504 if answer.sent == Sent::Nothing => Meaning::Refused(Reaction::Backoff),

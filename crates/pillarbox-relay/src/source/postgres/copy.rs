@@ -157,8 +157,10 @@ impl Decoder {
             at: cut,
             fields: &fields[2..self.columns + 2],
         })?;
-        if pushed == Pushed::Taken {
+        if pushed != Pushed::NoRoom {
             self.last = Some(cut);
+        }
+        if pushed == Pushed::Taken {
             self.taken += 1;
         }
         Ok(Some((at, pushed)))

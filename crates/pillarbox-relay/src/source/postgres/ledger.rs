@@ -4,13 +4,13 @@ use std::time::SystemTime;
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Row as SqlRow, Transaction};
+use tokio_postgres::{GenericClient, Row as SqlRow, Transaction};
 
 use super::{SourceError, begin, lost, micros, timed};
-use crate::batch::{Batch, Block, Kind};
+use crate::batch::{Batch, Block, Kind, Selection};
 use crate::postgres::{Session, Warnings};
 use crate::snapshot::{Cut, Snapshot, Span};
-use crate::source::Unfinished;
+use crate::source::{Outcome, Record, Replay, Unfinished};
 
 /// Commits a record behind all that was sealed: once that is durable, so are the seals.
 ///
@@ -44,16 +44,133 @@ pub(super) async fn commit_durably(
     }
 }
 
-pub(super) async fn insert_batch(
+/// Writes everything in `record` inside of the transaction.
+pub(super) async fn write(
+    transaction: &Transaction<'_>,
+    sink: i32,
+    relay: &str,
+    record: &mut Record<'_>,
+) -> Result<(), SourceError> {
+    for batch in record.batches.iter_mut() {
+        batch.sealed_at = insert_batch(transaction, sink, relay, batch).await?;
+    }
+    for outcome in record.outcomes {
+        confirm(transaction, sink, outcome).await?;
+    }
+    let first = record.batches.first().map(|batch| batch.number);
+    if let Some(number) = first.filter(|_| !record.retried.is_empty()) {
+        const RETRYING: &str = include_str!("sql/retrying.sql");
+        let (txs, ids) = columns(record.retried.iter());
+        let given: &[&(dyn ToSql + Sync)] = &[&sink, &number, &txs, &ids];
+        let changed = transaction.execute(RETRYING, given).await.map_err(lost)?;
+        expect(changed, record.retried.len(), "dead letters to retry")?;
+    }
+    if let Some(replay) = record.replay {
+        answer(transaction, replay, first, None).await?;
+    }
+    if !record.dead.is_empty() {
+        set_aside(transaction, sink, record).await?;
+    }
+    if let Some(number) = record.settled_retry {
+        const RETRIED: &str = include_str!("sql/retried.sql");
+        let given: &[&(dyn ToSql + Sync)] = &[&sink, &number];
+        transaction.execute(RETRIED, given).await.map_err(lost)?;
+    }
+    Ok(())
+}
+
+/// Records an outcome, unless there is one.
+pub(super) async fn confirm(
+    client: &impl GenericClient,
+    sink: i32,
+    outcome: &Outcome,
+) -> Result<(), SourceError> {
+    const CONFIRM: &str = include_str!("sql/confirm.sql");
+    // A batch has at most a few dozen blocks.
+    let ordinal = |ordinal: &usize| i16::try_from(*ordinal).unwrap_or(i16::MAX);
+    let blocks = outcome.blocks.as_ref();
+    let blocks = blocks.map(|blocks| blocks.iter().map(ordinal).collect::<Vec<i16>>());
+    let given: &[&(dyn ToSql + Sync)] = &[
+        &sink,
+        &outcome.number,
+        &outcome.ending.as_str(),
+        &outcome.rows.cast_signed(),
+        &outcome.dead.cast_signed(),
+        &blocks,
+        &outcome.attempts.cast_signed(),
+        &outcome.server,
+    ];
+    client.execute(CONFIRM, given).await.map_err(lost)?;
+    Ok(())
+}
+
+/// Answers a wish for a replay, with the batch or with the reason why there is none.
+pub(super) async fn answer(
+    client: &impl GenericClient,
+    replay: i64,
+    number: Option<i64>,
+    refused: Option<&str>,
+) -> Result<(), SourceError> {
+    const ANSWERED: &str = include_str!("sql/answered.sql");
+    let given: &[&(dyn ToSql + Sync)] = &[&replay, &number, &refused];
+    client.execute(ANSWERED, given).await.map_err(lost)?;
+    Ok(())
+}
+
+async fn set_aside(
+    transaction: &Transaction<'_>,
+    sink: i32,
+    record: &Record<'_>,
+) -> Result<(), SourceError> {
+    const SET_ASIDE: &str = include_str!("sql/set_aside.sql");
+    const SET_ASIDE_AGAIN: &str = include_str!("sql/set_aside_again.sql");
+    let statement = match record.settled_retry {
+        Some(_) => SET_ASIDE_AGAIN,
+        None if record.retried.is_empty() => SET_ASIDE,
+        None => SET_ASIDE_AGAIN,
+    };
+    let dead = record.dead;
+    let numbers: Vec<i64> = dead.iter().map(|letter| letter.number).collect();
+    let (txs, ids) = columns(dead.iter().map(|letter| &letter.at));
+    let codes: Vec<Option<i32>> = dead
+        .iter()
+        .map(|letter| letter.code.and_then(|code| i32::try_from(code).ok()))
+        .collect();
+    let names: Vec<&Option<String>> = dead.iter().map(|letter| &letter.column).collect();
+    let reasons: Vec<&String> = dead.iter().map(|letter| &letter.reason).collect();
+    let given: &[&(dyn ToSql + Sync)] = &[&sink, &numbers, &txs, &ids, &codes, &names, &reasons];
+    let written = transaction.execute(statement, given).await.map_err(lost)?;
+    expect(written, dead.len(), "events to set aside")
+}
+
+fn expect(found: u64, wanted: usize, what: &str) -> Result<(), SourceError> {
+    if found == wanted as u64 {
+        return Ok(());
+    }
+    Err(SourceError::Broken(format!(
+        "{found} instead of {wanted} {what} were found; somebody changed or removed them"
+    )))
+}
+
+fn columns<'a>(cuts: impl Iterator<Item = &'a Cut>) -> (Vec<String>, Vec<i64>) {
+    cuts.map(|cut| (cut.tx.to_string(), cut.id)).unzip()
+}
+
+async fn insert_batch(
     transaction: &Transaction<'_>,
     sink: i32,
     relay: &str,
     batch: &Batch,
 ) -> Result<SystemTime, SourceError> {
     const SEAL: &str = include_str!("sql/seal.sql");
-    let blocks = serde_json::to_string(&batch.blocks).map_err(|error| {
-        SourceError::Broken(format!("the block map cannot be written: {error}"))
-    })?;
+    let unwritable = |error: serde_json::Error| {
+        SourceError::Broken(format!("a batch cannot be written: {error}"))
+    };
+    let blocks = serde_json::to_string(&batch.blocks).map_err(unwritable)?;
+    let selection = match batch.selection.is_all() {
+        true => None,
+        false => Some(serde_json::to_string(&batch.selection).map_err(unwritable)?),
+    };
     let span = &batch.span;
     let (after_tx, after_id) = halves(span.after);
     let (until_tx, until_id) = halves(span.until);
@@ -75,9 +192,13 @@ pub(super) async fn insert_batch(
         &batch.digest.cast_signed(),
         &blocks,
         &relay,
+        &batch.parent,
+        &batch.root,
+        &selection,
     ];
-    match transaction.query_one(SEAL, given).await {
-        Ok(row) => Ok(row.get(0)),
+    match transaction.query_opt(SEAL, given).await {
+        Ok(Some(row)) => Ok(row.get(0)),
+        Ok(None) => Err(SourceError::Fenced(batch.number)),
         Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
             Err(SourceError::Fenced(batch.number))
         }
@@ -85,14 +206,18 @@ pub(super) async fn insert_batch(
     }
 }
 
-pub(super) fn unfinished(row: &SqlRow) -> Result<Unfinished, SourceError> {
+/// A batch from the first eighteen columns of a row.
+pub(super) fn batch(row: &SqlRow) -> Result<Batch, SourceError> {
     let number: i64 = row.get(0);
-    let blocks: Vec<Block> = serde_json::from_str(row.get(13)).map_err(|error| {
-        SourceError::Broken(format!(
-            "the block map of batch {number} cannot be read: {error}"
-        ))
-    })?;
-    let batch = Batch {
+    let unreadable = |error: serde_json::Error| {
+        SourceError::Broken(format!("batch {number} cannot be read: {error}"))
+    };
+    let blocks: Vec<Block> = serde_json::from_str(row.get(13)).map_err(unreadable)?;
+    let selection = match row.get::<_, Option<&str>>(17) {
+        None => Selection::default(),
+        Some(text) => serde_json::from_str(text).map_err(unreadable)?,
+    };
+    Ok(Batch {
         number,
         batch_id: row.get(1),
         origin: origin(row, 2)?,
@@ -108,13 +233,56 @@ pub(super) fn unfinished(row: &SqlRow) -> Result<Unfinished, SourceError> {
         digest: row.get::<_, i64>(12).cast_unsigned(),
         blocks,
         sealed_at: row.get(14),
-    };
-    let blocks_since = row.get::<_, i64>(16).cast_unsigned();
-    Ok(Unfinished {
-        batch,
-        age: micros(row.get(15)),
-        blocks_since,
+        parent: row.get(15),
+        root: row.get(16),
+        selection,
     })
+}
+
+pub(super) fn unfinished(row: &SqlRow) -> Result<Unfinished, SourceError> {
+    Ok(Unfinished {
+        batch: batch(row)?,
+        age: micros(row.get(18)),
+        blocks_since: row.get::<_, i64>(19).cast_unsigned(),
+        family_rows: row.get::<_, i64>(20).cast_unsigned(),
+    })
+}
+
+/// A wish for a replay; an error text when its batch is gone.
+pub(super) fn replay(row: &SqlRow) -> Result<Result<Replay, (i64, String)>, SourceError> {
+    let (replay, parent): (i64, i64) = (row.get(18), row.get(20));
+    if row.get::<_, Option<i64>>(0).is_none() {
+        let reason = format!("batch {parent} is not in the ledger, or no longer");
+        return Ok(Err((replay, reason)));
+    }
+    let batch = batch(row)?;
+    let (txs, ids): (Vec<&str>, Vec<i64>) = (row.get(24), row.get(25));
+    let mut without = batch.selection.without.clone();
+    for (tx, id) in txs.into_iter().zip(ids) {
+        let tx = tx.parse().map_err(|_| not_a_transaction(tx))?;
+        without.push(Cut { tx, id });
+    }
+    without.sort_unstable();
+    without.dedup();
+    let (since, until): (Option<i64>, Option<i64>) = (row.get(22), row.get(23));
+    let selection = Selection {
+        only: row
+            .get::<_, Option<String>>(21)
+            .or_else(|| batch.selection.only.clone()),
+        times: since.zip(until).or(batch.selection.times),
+        without,
+        ..batch.selection.clone()
+    };
+    Ok(Ok(Replay {
+        replay,
+        kind: kind(row.get(19))?,
+        batch,
+        selection,
+    }))
+}
+
+fn not_a_transaction(tx: &str) -> SourceError {
+    SourceError::Broken(format!("the ledger has the transaction id {tx:?}"))
 }
 
 fn kind(word: &str) -> Result<Kind, SourceError> {
@@ -124,6 +292,7 @@ fn kind(word: &str) -> Result<Kind, SourceError> {
         Kind::Child,
         Kind::Replay,
         Kind::Repair,
+        Kind::Retry,
     ];
     let found = kinds.into_iter().find(|kind| kind.as_str() == word);
     found.ok_or_else(|| SourceError::Broken(format!("the ledger has a batch of kind {word:?}")))
@@ -146,9 +315,7 @@ pub(super) fn cut(row: &SqlRow, column: usize) -> Result<Option<Cut>, SourceErro
     let Some((tx, id)) = tx.zip(id) else {
         return Ok(None);
     };
-    let tx = tx
-        .parse()
-        .map_err(|_| SourceError::Broken(format!("the ledger has the transaction id {tx:?}")))?;
+    let tx = tx.parse().map_err(|_| not_a_transaction(tx))?;
     Ok(Some(Cut { tx, id }))
 }
 

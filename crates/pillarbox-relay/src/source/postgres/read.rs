@@ -11,6 +11,7 @@ use tokio_postgres::{CopyOutStream, Transaction};
 
 use super::copy::{COLUMNS_MAX, CopyError, Decoder};
 use super::{COLUMNS, begin, column, lost};
+use crate::batch::{Selection, Store};
 use crate::postgres::{Canceller, Session};
 use crate::sink::{OutboxColumn, Pushed};
 use crate::snapshot::Span;
@@ -19,20 +20,46 @@ use crate::source::{Rows, SourceError};
 /// How long the server may be silent inside a COPY: it has nothing to wait for.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
+/// More rows than any span has, and few enough for a LIMIT.
+const ROWS_MAX: u64 = 1 << 40;
+
+/// The outbox columns that a dead letter has, too; the others are in its `more`.
+const LETTER: [&str; 10] = [
+    "tx",
+    "id",
+    "event_id",
+    "event_type",
+    "event_date_time",
+    "environment",
+    "event_context",
+    "metadata_version",
+    "trace_parent",
+    "published_at",
+];
+
 /// How long a cancellation may take to arrive after its connection was closed: it is a signal. One
 /// that comes later still costs a tenure, no event.
 const CANCELLATION_SECONDS_MAX: f64 = 0.05;
 
-/// Reads `span` into `into` until that has no room or took `rows_max` rows. One row more is read, so
-/// that a batch is cut only where another row follows.
-pub(super) async fn span<R: Rows>(
+/// What to read.
+#[derive(Debug)]
+pub(super) struct Reading<'a> {
+    pub(super) sink: i32,
+    pub(super) span: &'a Span,
+    pub(super) selection: &'a Selection,
+    pub(super) columns: &'a [String],
+    pub(super) rows_max: u64,
+}
+
+/// Reads into `into` until that has no room or took `rows_max` rows. One row more is read, so that a
+/// batch is cut only where another row follows.
+pub(super) async fn read<R: Rows>(
     reader: &mut Session,
-    span: &Span,
+    reading: &Reading<'_>,
     planned: Option<&[OutboxColumn]>,
-    columns: &[String],
-    rows_max: u64,
     into: &mut R,
 ) -> Result<(), SourceError> {
+    let columns = reading.columns;
     if columns.len() > COLUMNS_MAX {
         return Err(SourceError::Refused(format!(
             "the sink takes {} columns, but at most {COLUMNS_MAX} are supported",
@@ -41,11 +68,18 @@ pub(super) async fn span<R: Rows>(
     }
     let canceller = reader.canceller().clone();
     let transaction = bounded(lock(reader, planned)).await?;
-    let mut decoder = Decoder::new(columns.len(), span.after);
-    let list = select_list(columns);
-    for query in [singles, range] {
-        let limit = rows_max.saturating_sub(decoder.taken()).saturating_add(1);
-        let Some(query) = query(span, &list, limit) else {
+    let mut decoder = Decoder::new(columns.len(), reading.span.after);
+    let queries: &[Query] = match reading.selection.store {
+        Store::Outbox => &[singles, range],
+        Store::Requested | Store::Retried(_) => &[letters],
+    };
+    for query in queries {
+        let limit = reading
+            .rows_max
+            .min(ROWS_MAX)
+            .saturating_sub(decoder.taken())
+            + 1;
+        let Some(query) = query(reading, limit) else {
             continue;
         };
         if copy(&transaction, &canceller, &query, limit, &mut decoder, into).await?
@@ -144,29 +178,33 @@ fn cancelled(error: tokio_postgres::Error) -> Result<Pushed, SourceError> {
     Err(lost(error))
 }
 
-/// The columns after `tx` and `id`. The queries below hold numbers and quoted identifiers only, no
+/// A query for at most so many rows. The queries hold numbers and quoted names and texts only, no
 /// parameters: COPY takes none.
-fn select_list(columns: &[String]) -> String {
-    columns.iter().fold(String::new(), |mut list, name| {
+type Query = fn(&Reading<'_>, u64) -> Option<String>;
+
+/// The columns after `tx` and `id`.
+fn select_list(reading: &Reading<'_>) -> String {
+    let columns = reading.columns.iter();
+    columns.fold(String::new(), |mut list, name| {
         let _ = write!(list, ", e.{}", quote_identifier(name));
         list
     })
 }
 
 /// The transactions of the span that need a start of their own; all lie below [`range`].
-fn singles(span: &Span, list: &str, limit: u64) -> Option<String> {
-    let singles = span.singles();
+fn singles(reading: &Reading<'_>, limit: u64) -> Option<String> {
+    let singles = reading.span.singles();
     let (txs, ids) = (
         join(singles.iter().map(|(tx, _)| tx)),
         join(singles.iter().map(|(_, id)| id)),
     );
-    let until = until(span);
+    let (list, until, times) = (select_list(reading), until(reading.span), times(reading));
     (!singles.is_empty()).then(|| {
         format!(
             "select r.* from unnest('{{{txs}}}'::xid8[], '{{{ids}}}'::bigint[]) as s (tx, id)
              cross join lateral (
                  select e.tx, e.id{list} from pillarbox.event e
-                 where e.tx = s.tx and e.id > s.id{until}
+                 where e.tx = s.tx and e.id > s.id{until}{times}
                  order by e.tx, e.id limit {limit}
              ) r
              limit {limit}"
@@ -175,19 +213,66 @@ fn singles(span: &Span, list: &str, limit: u64) -> Option<String> {
 }
 
 /// The transactions of the span that are read in one scan.
-fn range(span: &Span, list: &str, limit: u64) -> Option<String> {
-    let range = span.range();
-    let until = until(span);
+fn range(reading: &Reading<'_>, limit: u64) -> Option<String> {
+    let range = reading.span.range();
+    let (list, until, times) = (select_list(reading), until(reading.span), times(reading));
     (!range.is_empty()).then(|| {
         format!(
             "select e.tx, e.id{list} from pillarbox.event e
              where e.tx >= '{}'::xid8 and e.tx < '{}'::xid8
-                 and pg_visible_in_snapshot(e.tx, '{}'::pg_snapshot){until}
+                 and pg_visible_in_snapshot(e.tx, '{}'::pg_snapshot){until}{times}
              order by e.tx, e.id
              limit {limit}",
-            range.start, range.end, span.to
+            range.start, range.end, reading.span.to
         )
     })
+}
+
+/// Dead letters that are retried. Columns that users added lie in `more`.
+fn letters(reading: &Reading<'_>, limit: u64) -> Option<String> {
+    let list = reading
+        .columns
+        .iter()
+        .fold(String::new(), |mut list, name| {
+            let place = if LETTER.contains(&name.as_str()) {
+                "e"
+            } else {
+                "more"
+            };
+            let _ = write!(list, ", {place}.{}", quote_identifier(name));
+            list
+        });
+    let which = match reading.selection.store {
+        Store::Outbox => return None,
+        Store::Requested => "e.state = 'requested'".to_owned(),
+        Store::Retried(number) => format!("e.retry_number = {number}"),
+    };
+    let after = reading.span.after.map_or_else(String::new, |after| {
+        format!(" and (e.tx, e.id) > ('{}'::xid8, {})", after.tx, after.id)
+    });
+    let (until, times) = (until(reading.span), times(reading));
+    Some(format!(
+        "select e.tx, e.id{list} from pillarbox.dead_letter e
+         cross join lateral json_populate_record(null::pillarbox.event, e.more) as more
+         where e.sink = {} and {which}{after}{until}{times}
+         order by e.tx, e.id
+         limit {limit}",
+        reading.sink
+    ))
+}
+
+fn times(reading: &Reading<'_>) -> String {
+    let of = |us: i64| format!("'epoch'::timestamptz + {us} * interval '1 microsecond'");
+    reading
+        .selection
+        .times
+        .map_or_else(String::new, |(since, until)| {
+            format!(
+                " and e.event_date_time >= {} and e.event_date_time < {}",
+                of(since),
+                of(until)
+            )
+        })
 }
 
 fn until(span: &Span) -> String {

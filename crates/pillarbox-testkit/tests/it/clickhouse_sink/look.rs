@@ -126,6 +126,7 @@ async fn without_the_column_other_writers_and_own_blocks_count() -> Result<()> {
         let doubt = Doubt {
             age: Duration::from_secs(age),
             blocks_since,
+            ..Doubt::NONE
         };
         let resolved = sink.resolve(&plan, &insert, doubt).await?;
         let is_resent = matches!(resolved, Resolution::Resend);

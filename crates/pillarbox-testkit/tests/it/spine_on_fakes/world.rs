@@ -1,15 +1,17 @@
 //! A relay, the fakes it stands on, and the oracle: what was published against what is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pillarbox_relay::relay::{Drained, Halt, Options, Relay};
 use pillarbox_testkit::fake::{
-    FakeClock, FakeDatabase, FakeSink, FakeSinkBuilder, FakeSource, Operation, SessionOperation,
+    FakeClock, FakeDatabase, FakeSink, FakeSinkBuilder, FakeSource, LetterState, Operation,
+    SessionOperation,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// The name of the sink.
 pub(super) const SINK: &str = "events";
@@ -113,26 +115,42 @@ impl World {
             .await;
     }
 
-    /// Whether every committed event is stored and every batch has its outcome.
+    /// Whether every committed event is stored or set aside and every batch has its outcome.
     pub(super) fn is_settled(&self) -> bool {
-        let stored = self.sink.events();
+        let ended = self.ended_events();
         let published = self.database.published();
         let standing = self.database.standing(SINK);
-        published.iter().all(|event| stored.contains_key(event))
+        published.iter().all(|event| ended.contains_key(event))
             && standing.is_some_and(|standing| standing.unfinished.is_empty())
     }
 
-    /// INV-1 and INV-2: what is stored is what was published, each once.
+    /// How often each event is in the sink or among the dead letters.
+    fn ended_events(&self) -> BTreeMap<Uuid, u64> {
+        let mut ended = self.sink.events();
+        for event in self.dead() {
+            *ended.entry(event).or_default() += 1;
+        }
+        ended
+    }
+
+    /// The events that are set aside.
+    pub(super) fn dead(&self) -> BTreeSet<Uuid> {
+        let letters = self.database.dead_letters(SINK).into_iter();
+        let dead = letters.filter(|letter| letter.state != LetterState::Delivered);
+        dead.map(|letter| letter.event_id).collect()
+    }
+
+    /// INV-1 and INV-2: what is stored or set aside is what was published, each once.
     pub(super) fn assert_exact(&self, context: &str) {
         let published = self.database.published();
         let expected: BTreeMap<_, u64> = published.into_iter().map(|event| (event, 1)).collect();
-        let stored = self.sink.events();
-        if stored == expected {
+        let ended = self.ended_events();
+        if ended == expected {
             return;
         }
-        let lost = expected.keys().filter(|id| !stored.contains_key(*id));
-        let phantom = stored.keys().filter(|id| !expected.contains_key(*id));
-        let doubled = stored.values().filter(|count| **count > 1);
+        let lost = expected.keys().filter(|id| !ended.contains_key(*id));
+        let phantom = ended.keys().filter(|id| !expected.contains_key(*id));
+        let doubled = ended.values().filter(|count| **count > 1);
         panic!(
             "{context}: {} published; {} lost, {} phantom, {} doubled; inserts {:#?}",
             expected.len(),

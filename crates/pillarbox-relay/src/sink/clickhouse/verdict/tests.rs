@@ -33,7 +33,7 @@ fn told(fault: &Fault) -> (&'static str, Reaction) {
 
 #[test]
 fn every_code_of_the_table() {
-    use Reaction::{Backoff, Replan, Slower, Stop};
+    use Reaction::{Backoff, Halve, Replan, Slower, Stop};
     let rows: [(&[u32], (&str, Reaction)); 9] = [
         (
             &[202, 203, 242, 341, 373, 439, 517, 745],
@@ -55,7 +55,7 @@ fn every_code_of_the_table() {
             ],
             ("rejected", Replan),
         ),
-        (&[307, 396], ("rejected", Replan)),
+        (&[307, 396], ("rejected", Halve)),
         (
             &[
                 3, 23, 24, 95, 159, 209, 210, 236, 279, 285, 286, 319, 394, 425, 999, 1000, 1001,
@@ -75,7 +75,7 @@ fn every_code_of_the_table() {
 
 #[test]
 fn texts_of_both_engines() {
-    use Reaction::{Backoff, Replan, Slower, Stop};
+    use Reaction::{Backoff, Halve, Replan, Slower, Stop};
     let rows = [
         (
             "Code: 252, e.displayText() = DB::Exception: Too many parts (1). Merges are processing significantly slower than inserts., e.what() = DB::Exception",
@@ -107,11 +107,11 @@ fn texts_of_both_engines() {
         ),
         (
             "Code: 241. DB::Exception: Memory limit (for query) exceeded: would use 9.31 GiB, maximum: 9.00 GiB. (MEMORY_LIMIT_EXCEEDED)",
-            ("unknown", Slower),
+            ("unknown", Halve),
         ),
         (
             "Code: 241. DB::Exception: Query memory limit exceeded: would use 2.09 MiB, maximum: 976.56 KiB. (MEMORY_LIMIT_EXCEEDED)",
-            ("unknown", Slower),
+            ("unknown", Halve),
         ),
         (
             "Code: 193, e.displayText() = DB::Exception: Wrong password for user default, e.what() = DB::Exception",
@@ -172,7 +172,7 @@ fn status_connection_and_deadline() {
         (of_status(502, Sent::Nothing), ("retry", Backoff)),
         (of_status(504, Sent::Some), ("unknown", Backoff)),
         (of_status(503, Sent::All), ("unknown", Backoff)),
-        (of_status(413, Sent::Some), ("rejected", Reaction::Replan)),
+        (of_status(413, Sent::Some), ("rejected", Reaction::Halve)),
         (of_status(403, Sent::All), ("retry", Stop)),
         (of_status(429, Sent::All), ("retry", Slower)),
         (of_status(500, Sent::All), ("unknown", Backoff)),

@@ -1,3 +1,3 @@
-insert into pillarbox.delivery (sink, number, outcome, rows, attempts, server)
-values ($1, $2, 'delivered', $3, $4, $5)
+insert into pillarbox.delivery (sink, number, outcome, rows, dead, blocks, attempts, server)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (sink, number) do nothing

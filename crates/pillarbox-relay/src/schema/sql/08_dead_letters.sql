@@ -1,0 +1,183 @@
+-- Version 2: batches that are split, set aside, and delivered again. Takes no lock that a publisher
+-- could wait for.
+
+set local role pillarbox_owner;
+
+-- A child's family: its first batch. What a batch holds of its span, where that is not all:
+-- {"store": …, "only": partition, "times": [us, us], "without": [{"tx": n, "id": n}, …]}.
+alter table pillarbox.batch
+    add column root bigint,
+    add column selection jsonb,
+    drop constraint kind_is_known,
+    add constraint kind_is_known
+        check (kind in ('genesis', 'window', 'child', 'replay', 'repair', 'retry'));
+create index batch_root on pillarbox.batch (sink, root) where root is not null;
+
+create or replace view pillarbox.open_batch as
+    select b.*
+    from pillarbox.batch b
+    where b.kind <> 'genesis'
+        and not exists (
+            select from pillarbox.delivery d where d.sink = b.sink and d.number = b.number
+        );
+
+-- Ordinals of the blocks that are in the sink; null when all are.
+alter table pillarbox.delivery add column blocks smallint[];
+
+-- Events that a sink cannot take, untouched. `more` holds the columns that users have added.
+create table pillarbox.dead_letter (
+    dead_letter bigint primary key generated always as identity,
+    sink integer not null references pillarbox.sink,
+    number bigint not null,
+    tx xid8 not null,
+    id bigint not null,
+    event_id uuid not null,
+    event_type text not null,
+    event_date_time timestamptz not null,
+    environment text not null,
+    event_context json not null,
+    metadata_version bigint not null,
+    trace_parent text,
+    published_at timestamptz not null,
+    more json not null,
+    code integer,
+    column_name text,
+    reason text not null,
+    dead_at timestamptz not null default pg_catalog.clock_timestamp(),
+    -- dead → requested → retrying → delivered, or dead again; dead → dropped.
+    state text not null default 'dead'
+        constraint state_is_known
+        check (state in ('dead', 'requested', 'retrying', 'delivered', 'dropped')),
+    retry_number bigint,
+    decided_at timestamptz,
+    decided_by text,
+    decided_reason text,
+    constraint event_is_dead_once unique (sink, tx, id),
+    constraint drop_has_a_reason check (state <> 'dropped' or decided_reason is not null)
+);
+create index dead_letter_dead_at on pillarbox.dead_letter (sink, dead_at);
+create index dead_letter_retry on pillarbox.dead_letter (sink, retry_number)
+    where retry_number is not null;
+create index dead_letter_requested on pillarbox.dead_letter (sink, tx, id)
+    where state = 'requested';
+
+-- Wishes to deliver a batch again, or a part of it. The relay of the sink answers them.
+create table pillarbox.replay (
+    replay bigint primary key generated always as identity,
+    sink integer not null references pillarbox.sink,
+    kind text not null constraint kind_is_known check (kind in ('replay', 'repair')),
+    parent bigint not null,
+    -- One partition of the destination; null for all.
+    only_partition text,
+    -- Events that happened from `since` on and before `until`; null for all.
+    since timestamptz,
+    until timestamptz,
+    requested_at timestamptz not null default pg_catalog.clock_timestamp(),
+    requested_by text not null default session_user,
+    -- The batch that answers the wish, or why none can.
+    number bigint,
+    refused text,
+    answered_at timestamptz,
+    constraint times_are_whole check ((since is null) = (until is null))
+);
+create index replay_open on pillarbox.replay (sink, replay) where answered_at is null;
+
+-- An open child keeps its family's first batch, and all after it, from being safe.
+create or replace function pillarbox.safe_position(
+    sink integer, as_of timestamptz, known_safe bigint
+) returns table (
+        number bigint, from_snapshot pg_snapshot, to_snapshot pg_snapshot, until_tx xid8,
+        until_id bigint
+    )
+    language sql stable
+begin atomic
+    select b.number, b.from_snapshot, b.to_snapshot, b.until_tx, b.until_id
+    from pillarbox.batch b
+    where b.sink = safe_position.sink
+        and b.kind in ('genesis', 'window')
+        and b.number < least(
+            (
+                select o.number
+                from pillarbox.batch o
+                left join pillarbox.delivery d on d.sink = o.sink and d.number = o.number
+                where o.sink = safe_position.sink
+                    and o.number > safe_position.known_safe
+                    and o.kind <> 'genesis'
+                    and (d.number is null or d.delivered_at > safe_position.as_of)
+                order by o.number
+                limit 1
+            ),
+            (
+                select pg_catalog.min(o.root)
+                from pillarbox.batch o
+                left join pillarbox.delivery d on d.sink = o.sink and d.number = o.number
+                where o.sink = safe_position.sink
+                    and o.root > safe_position.known_safe
+                    and (d.number is null or d.delivered_at > safe_position.as_of)
+            ),
+            1099511627776
+        )
+    order by b.number desc
+    limit 1;
+end;
+
+-- Where the events of each sink are. What was truncated is counted from the ledger, and the ledger
+-- itself forgets after its retention: the numbers reach back as far as it does.
+-- published = pending + in_flight + delivered + dead + dropped, for every sink that began with the
+-- outbox and whose ledger is whole.
+create function pillarbox.accounting() returns table (
+    sink text, published bigint, pending bigint, in_flight bigint, delivered bigint, dead bigint,
+    dropped bigint
+)
+    language sql stable
+    set enable_seqscan = off set enable_bitmapscan = off
+    set enable_hashjoin = off set enable_mergejoin = off
+begin atomic
+    select
+        s.name,
+        pending.rows + open.rows + delivered.rows + letters.dead + letters.dropped,
+        pending.rows, open.rows, delivered.rows, letters.dead, letters.dropped
+    from pillarbox.sink s
+    join pillarbox.sink_position p on p.sink = s.sink
+    cross join lateral (
+        select pg_catalog.count(*) as rows
+        from pillarbox.undone(p.from_snapshot, p.to_snapshot, p.until_tx, p.until_id)
+    ) pending
+    cross join lateral (
+        select coalesce(pg_catalog.sum(o.rows), 0)::bigint as rows
+        from pillarbox.open_batch o
+        where o.sink = s.sink and o.kind in ('window', 'child')
+    ) open
+    cross join lateral (
+        -- A retried dead letter is counted with the dead letters.
+        select coalesce(pg_catalog.sum(d.rows), 0)::bigint as rows
+        from pillarbox.delivery d
+        join pillarbox.batch b on b.sink = d.sink and b.number = d.number
+        left join pillarbox.batch root on root.sink = b.sink and root.number = b.root
+        where d.sink = s.sink and coalesce(root.kind, b.kind) = 'window'
+    ) settled
+    cross join lateral (
+        select
+            pg_catalog.count(*) filter (where l.state in ('dead', 'requested', 'retrying')) as dead,
+            pg_catalog.count(*) filter (where l.state = 'dropped') as dropped,
+            pg_catalog.count(*) filter (where l.state = 'delivered') as delivered
+        from pillarbox.dead_letter l
+        where l.sink = s.sink
+    ) letters
+    cross join lateral (select settled.rows + letters.delivered as rows) delivered
+    where s.retired_at is null;
+end;
+
+revoke execute on function pillarbox.accounting() from public;
+grant select on pillarbox.dead_letter, pillarbox.replay to pillarbox_relay;
+grant insert, update, delete on pillarbox.dead_letter, pillarbox.replay to pillarbox_relay;
+grant execute on function pillarbox.accounting() to pillarbox_relay, pillarbox_reader;
+grant select on pillarbox.replay to pillarbox_reader;
+grant select (
+    dead_letter, sink, number, tx, id, event_id, event_type, event_date_time, environment,
+    metadata_version, trace_parent, published_at, code, column_name, reason, dead_at, state,
+    retry_number, decided_at, decided_by, decided_reason
+) on pillarbox.dead_letter to pillarbox_reader;
+
+insert into pillarbox.schema_version (version) values (2);
+reset role;

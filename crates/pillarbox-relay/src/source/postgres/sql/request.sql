@@ -1,0 +1,28 @@
+-- The oldest wish for a replay at sink $1, with the batch as `unfinished.sql` has it, and the events of
+-- its family that were set aside.
+select
+    b.number, b.batch_id, b.origin, b.kind, b.from_snapshot::text, b.to_snapshot::text,
+    b.after_tx::text, b.after_id, b.until_tx::text, b.until_id, b.rows, b.bytes, b.digest,
+    b.blocks::text, b.sealed_at, b.parent, b.root, b.selection::text,
+    r.replay, r.kind, r.parent, r.only_partition,
+    (extract(epoch from r.since) * 1000000)::bigint, (extract(epoch from r.until) * 1000000)::bigint,
+    dead.txs, dead.ids
+from pillarbox.replay r
+left join pillarbox.batch b on b.sink = r.sink and b.number = r.parent
+cross join lateral (
+    select
+        coalesce(pg_catalog.array_agg(l.tx::text order by l.tx, l.id), '{}') as txs,
+        coalesce(pg_catalog.array_agg(l.id order by l.tx, l.id), '{}') as ids
+    from pillarbox.dead_letter l
+    where l.sink = r.sink
+        and (
+            l.number = r.parent
+            or l.number in (
+                select child.number from pillarbox.batch child
+                where child.sink = r.sink and child.root = r.parent
+            )
+        )
+) dead
+where r.sink = $1 and r.answered_at is null
+order by r.replay
+limit 1

@@ -1,0 +1,24 @@
+-- Copies events of the outbox into the dead letters of sink $1, with what is wrong with each.
+insert into pillarbox.dead_letter (
+    sink, number, tx, id, event_id, event_type, event_date_time, environment, event_context,
+    metadata_version, trace_parent, published_at, more, code, column_name, reason
+)
+select
+    $1, given.number, e.tx, e.id, e.event_id, e.event_type, e.event_date_time, e.environment,
+    e.event_context, e.metadata_version, e.trace_parent, e.published_at,
+    (
+        select coalesce(pg_catalog.json_object_agg(k.key, k.value), '{}')
+        from pg_catalog.json_each(pg_catalog.to_json(e)) k
+        where k.key <> all (array[
+            'tx', 'id', 'event_id', 'event_type', 'event_date_time', 'environment',
+            'event_context', 'metadata_version', 'trace_parent', 'published_at'
+        ])
+    ),
+    given.code, given.column_name, given.reason
+from rows from (
+    pg_catalog.unnest($2::bigint[]), pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::bigint[]),
+    pg_catalog.unnest($5::integer[]), pg_catalog.unnest($6::text[]), pg_catalog.unnest($7::text[])
+) as given (number, tx, id, code, column_name, reason)
+cross join lateral (
+    select * from pillarbox.event e where e.tx = given.tx::xid8 and e.id = given.id
+) e
