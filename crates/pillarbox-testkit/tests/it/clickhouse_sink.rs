@@ -66,7 +66,8 @@ impl Event {
     }
 }
 
-fn outbox() -> Vec<OutboxColumn> {
+/// The columns of an outbox that nobody extended.
+pub(crate) fn outbox() -> Vec<OutboxColumn> {
     let column = |name: &str, type_oid, type_name: &str, not_null| OutboxColumn {
         name: name.to_owned(),
         type_oid,

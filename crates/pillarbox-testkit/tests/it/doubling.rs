@@ -4,13 +4,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
-use pillarbox_testkit::servers::{ClickHouse, Flavour};
+use pillarbox_testkit::servers::{ClickHouse, Flavour, eventually};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::scene::{SINK, Scene};
+use crate::scene::{PATIENCE, SINK, Scene};
 use crate::traffic::Traffic;
 
 /// Lies between a relay and a server until it is dropped.
@@ -78,6 +79,7 @@ async fn serve(
     let is_insert = String::from_utf8_lossy(line.unwrap_or_default()).contains("INSERT+INTO");
     if is_insert {
         for port in further {
+            next_second().await?;
             exchange(*port, &request).await?;
         }
         inserts.fetch_add(1, Ordering::Relaxed);
@@ -85,6 +87,16 @@ async fn serve(
     stream.write_all(&answer).await?;
     stream.write_all(&answer).await?;
     Ok(())
+}
+
+/// A copy comes later than its original, by the clock of the server too.
+async fn next_second() -> Result<()> {
+    let second = || anyhow::Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs());
+    let first = second()?;
+    eventually("the next second", PATIENCE, || async {
+        Ok((second()? > first).then_some(()))
+    })
+    .await
 }
 
 /// One request, whole, with the end of the connection asked for.
@@ -148,7 +160,8 @@ async fn doubled(flavour: Flavour) -> Result<()> {
     let doubling = Doubling::start(&scene.clickhouse, again).await?;
     let url = doubling.url_with_credentials(&scene.clickhouse);
     let traffic = Traffic::start(&scene.postgres, 2, false).await?;
-    let relay = scene.running_with(&[("CLICKHOUSE_URL", &url)])?;
+    // A copy takes a second: what piles up meanwhile is one batch.
+    let relay = scene.running_with(&[("CLICKHOUSE_URL", &url), ("MAX_ROWS", "1000")])?;
     traffic.more(100).await?;
     let oracle = traffic.finish(&scene.postgres).await?;
     scene.holds(&oracle, relay).await?;

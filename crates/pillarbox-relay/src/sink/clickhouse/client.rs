@@ -144,6 +144,7 @@ impl Client {
             compression: self.compression,
             timeout: self.insert_timeout,
             is_insert: true,
+            is_read: false,
             may_repeat: has_token,
         };
         self.in_turn(&exchange).await
@@ -203,17 +204,22 @@ impl Client {
     }
 
     fn statement<'a>(&self, parameters: &'a [Parameter], pieces: &'a [Bytes]) -> Exchange<'a> {
+        let statement = pieces.first().map_or(&[][..], |piece| piece);
         Exchange {
             query: parameters,
             pieces,
             compression: Compression::None,
             timeout: self.query_timeout,
             is_insert: false,
+            is_read: statement.starts_with(b"SELECT "),
             may_repeat: true,
         }
     }
 
     /// Tries the replicas one after the other, while it is certain that nothing was written.
+    ///
+    /// A replica that accepts connections and answers none, as a frozen one does, must not hold up
+    /// what another one can say.
     async fn in_turn(&self, exchange: &Exchange<'_>) -> Result<Success, Fault> {
         let count = self.endpoints.len();
         let first = self.preferred.load(Ordering::Relaxed);
@@ -222,7 +228,7 @@ impl Client {
             let index = (first + turn) % count;
             result = self.on(&self.endpoints[index], exchange).await;
             match &result {
-                Err(fault) if next_may_help(fault) => {
+                Err(fault) if next_may_help(fault) || (exchange.is_read && is_silent(fault)) => {
                     if !exchange.may_repeat && is_in_doubt(fault) {
                         // After a look, another one gets it.
                         self.preferred.store((index + 1) % count, Ordering::Relaxed);
@@ -319,6 +325,8 @@ struct Exchange<'a> {
     compression: Compression,
     timeout: Duration,
     is_insert: bool,
+    /// Whether it changes nothing: any replica may be asked as often as it takes.
+    is_read: bool,
     /// Whether it does no harm when two replicas take it.
     may_repeat: bool,
 }
@@ -386,6 +394,11 @@ fn next_may_help(fault: &Fault) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether no answer came, or only a part of one.
+fn is_silent(fault: &Fault) -> bool {
+    matches!(fault, Fault::Lost(_) | Fault::Overdue(_))
 }
 
 fn is_in_doubt(fault: &Fault) -> bool {

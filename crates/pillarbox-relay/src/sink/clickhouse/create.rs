@@ -57,6 +57,13 @@ fn table_statement(
         Dialect::Current => CURRENT_COLUMNS,
         Dialect::Old => OLD_COLUMNS,
     };
+    let arrival = match dialect {
+        Dialect::Current => ",\n    inserted_at DateTime64(3) DEFAULT now64(3)",
+        // Without tokens, replicas know a block by its content, of which this would be a part: the
+        // same block a second later would be another one.
+        Dialect::Old if options.replicated => "",
+        Dialect::Old => ",\n    inserted_at DateTime DEFAULT now()",
+    };
     let engine = engine(config, options, dialect);
     let windows = match dialect {
         Dialect::Current if options.replicated => format!(
@@ -69,7 +76,7 @@ fn table_statement(
         Dialect::Old => String::new(),
     };
     format!(
-        "CREATE TABLE {target}{cluster}\n(\n{columns}\n)\nENGINE = {engine}\n\
+        "CREATE TABLE {target}{cluster}\n(\n{columns}{arrival}\n)\nENGINE = {engine}\n\
          PARTITION BY toYYYYMM(event_date_time)\n\
          ORDER BY (event_type, toStartOfHour(event_date_time), environment, event_date_time){windows}"
     )
@@ -98,8 +105,7 @@ const CURRENT_COLUMNS: &str = "    event_id UUID,
     environment LowCardinality(String),
     event_context String CODEC(ZSTD(1)),
     metadata_version UInt64,
-    batch UInt64 CODEC(T64, ZSTD(1)),
-    inserted_at DateTime64(3) DEFAULT now64(3)";
+    batch UInt64 CODEC(T64, ZSTD(1))";
 
 const OLD_COLUMNS: &str = "    event_id UUID,
     event_type String,
@@ -107,8 +113,7 @@ const OLD_COLUMNS: &str = "    event_id UUID,
     environment String,
     event_context String,
     metadata_version UInt64,
-    batch UInt64,
-    inserted_at DateTime DEFAULT now()";
+    batch UInt64";
 
 /// What the server speaks.
 pub(super) async fn dialect(client: &Client) -> Result<Dialect, Trouble> {
@@ -155,5 +160,21 @@ mod tests {
         assert!(table.starts_with("CREATE TABLE `logs`.`events` ON CLUSTER `main`\n(\n"));
         assert!(table.contains("ENGINE = ReplicatedMergeTree\n"));
         assert!(table.contains("replicated_deduplication_window_seconds = 604800"));
+        assert!(table.contains("inserted_at DateTime64(3) DEFAULT now64(3)\n)"));
+    }
+
+    #[test]
+    fn an_old_replica_knows_a_block_by_its_content() {
+        let config = ClickHouseConfig::new("http://localhost:8123", "logs", "events");
+        let created = |replicated| {
+            let options = CreateOptions {
+                replicated,
+                cluster: None,
+            };
+            statements(&config, &options, Dialect::Old).concat()
+        };
+        assert!(created(false).contains("inserted_at DateTime DEFAULT now()\n)"));
+        assert!(!created(true).contains("now()"));
+        assert!(created(true).contains("batch UInt64\n)"));
     }
 }

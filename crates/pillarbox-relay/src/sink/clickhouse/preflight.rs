@@ -13,7 +13,7 @@ use super::mapping::Mapping;
 use super::partition::Rule;
 use super::plan::{ClickHousePlan, Details, Layout, Window};
 use super::report::SinkReport;
-use super::table::{Server, Table, ViewTarget};
+use super::table::{Server, SinkColumn, Table, ViewTarget};
 use super::verdict::{refuse, trouble};
 use super::{digest, replicas, settings, sql};
 use crate::sink::{Guarantee, OutboxColumn, Trouble};
@@ -49,6 +49,7 @@ pub(super) async fn plan(
     let rule = partition_rule(&server, &table, &mapping)?;
     let mut warnings = mapping.warnings.clone();
     warnings.extend(warnings_about(&table));
+    warnings.extend(changing_columns(&server, &table, &columns));
     warnings.extend(unreached);
     let choice = Choice::make(&server, &table, &targets, mapping.batch, config)?;
     warnings.extend(choice.warnings);
@@ -226,6 +227,41 @@ fn warnings_about(table: &Table) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// Functions whose value is another one when the same block comes again.
+const CHANGING: [&str; 6] = [
+    "now(",
+    "now64(",
+    "today(",
+    "yesterday(",
+    "rand",
+    "generateUUID",
+];
+
+/// Columns that make the same block another one to servers that know blocks by their content.
+fn changing_columns(server: &Server, table: &Table, columns: &[SinkColumn]) -> Vec<String> {
+    if server.knows(settings::TOKEN) || !table.is_replicated() {
+        return Vec::new();
+    }
+    let changes = |column: &&SinkColumn| {
+        let is_stored = matches!(column.default_kind.as_str(), "DEFAULT" | "MATERIALIZED");
+        let expression = &column.default_expression;
+        is_stored && CHANGING.iter().any(|name| expression.contains(name))
+    };
+    let warning = |column: &SinkColumn| {
+        format!(
+            "column {} of {} is {} {}: a block that comes a second time, by another replica or from a \
+             relay that was frozen, is not dropped; ALTER TABLE {} DROP COLUMN {}",
+            column.name,
+            table.shown(),
+            column.default_kind,
+            column.default_expression,
+            sql::table(&table.database, &table.name),
+            sql::ident(&column.name)
+        )
+    };
+    columns.iter().filter(changes).map(warning).collect()
 }
 
 /// The guarantee, and why.

@@ -58,6 +58,7 @@ pub(super) struct SinkColumn {
     #[serde(rename = "type")]
     pub(super) type_name: String,
     pub(super) default_kind: String,
+    pub(super) default_expression: String,
 }
 
 /// A table that a materialized view writes into.
@@ -222,7 +223,7 @@ impl Table {
     pub(super) async fn columns(&self, client: &Client) -> Result<Vec<SinkColumn>, Fault> {
         client
             .rows(&format!(
-                "SELECT name, type, default_kind FROM system.columns \
+                "SELECT name, type, default_kind, default_expression FROM system.columns \
                  WHERE database = {} AND table = {}",
                 sql::text(&self.database),
                 sql::text(&self.name)

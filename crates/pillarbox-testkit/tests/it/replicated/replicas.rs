@@ -1,10 +1,12 @@
 //! Both replicas in `urls`: one of them is enough, and each event is once on both.
 
 use anyhow::{Result, ensure};
+use pillarbox_relay::sink::Sink as _;
 use pillarbox_testkit::oracle::Oracle;
 use pillarbox_testkit::servers::{ClickHouse, eventually};
 
 use super::Pair;
+use crate::clickhouse_sink::outbox;
 use crate::scene::{PATIENCE, SINK, Scene, TABLE};
 use crate::traffic::{Event, Traffic, Way, commit};
 
@@ -87,6 +89,24 @@ async fn inv_2_a_replica_that_stays_away_is_left_out() -> Result<()> {
     pair.holds(&oracle, relay).await
 }
 
+/// A relay starts while the first of its replicas is stopped, or frozen: the other one answers.
+#[tokio::test]
+async fn inv_2_a_relay_starts_while_a_replica_is_away() -> Result<()> {
+    let pair = Pair::start().await?;
+    let oracle = Oracle::new();
+    let timeout = ("QUERY_TIMEOUT_MS", "1000");
+    pair.one().stop().await?;
+    let relay = pair.running_with(&[timeout])?;
+    round(&pair, &oracle, 1).await?;
+    relay.stop().await?;
+    pair.one().restart().await?;
+    pair.one().pause()?;
+    let relay = pair.running_with(&[timeout])?;
+    round(&pair, &oracle, 2).await?;
+    pair.one().resume()?;
+    pair.holds(&oracle, relay).await
+}
+
 /// `kill -9` of either replica while an insert is under way, again and again.
 #[tokio::test]
 async fn inv_2_replicas_are_killed_in_the_middle_of_inserts() -> Result<()> {
@@ -148,6 +168,31 @@ async fn profile(server: &ClickHouse, settings: &str) -> Result<()> {
         Ok((server.query(changed).await?.trim() == "1").then_some(()))
     })
     .await
+}
+
+/// What `sink create` leaves out there: with it, the same block is another one a second later.
+#[tokio::test]
+async fn a_column_that_changes_by_itself_is_warned_of() -> Result<()> {
+    let pair = Pair::start().await?;
+    let sink = pair.sink()?;
+    let plan = sink.prepare(&outbox()).await?;
+    assert_eq!(plan.report().warnings, Vec::<String>::new());
+    for (of, is_named) in [("DateTime default now()", true), ("UInt8 default 1", false)] {
+        for server in [pair.one(), &pair.two] {
+            server
+                .query(&format!("system sync replica {TABLE}"))
+                .await?;
+        }
+        let add = format!("alter table {TABLE} add column more {of}");
+        pair.one().query(&add).await?;
+        let plan = sink.prepare(&outbox()).await?;
+        let warnings = &plan.report().warnings;
+        ensure!(warnings.len() == usize::from(is_named), "{warnings:?}");
+        let remedy = format!("ALTER TABLE `default`.`{TABLE}` DROP COLUMN `more`");
+        ensure!(!is_named || warnings[0].contains(&remedy), "{warnings:?}");
+        pair.one().query(&remedy).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
