@@ -6,6 +6,7 @@ pub(crate) mod init;
 pub(crate) mod migrate;
 pub(crate) mod pause;
 pub(crate) mod publish;
+pub(crate) mod recover;
 pub(crate) mod relay;
 pub(crate) mod settings;
 pub(crate) mod sink;

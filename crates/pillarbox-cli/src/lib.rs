@@ -73,6 +73,7 @@ enum Command {
     Resume(command::pause::Resume),
     Events(command::events::Events),
     Publish(command::publish::Publish),
+    Recover(command::recover::Recover),
     Uninstall(command::uninstall::Uninstall),
 }
 
@@ -157,6 +158,7 @@ async fn dispatch(command: Command, place: &Place) -> Outcome {
         Command::Resume(command) => command.run(place).await,
         Command::Events(command) => command.run(place).await,
         Command::Publish(command) => command.run(place).await,
+        Command::Recover(command) => command.run(place).await,
         Command::Uninstall(command) => command.run(place).await,
     }
 }

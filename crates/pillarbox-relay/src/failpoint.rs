@@ -21,7 +21,15 @@ pub const STEPS: [&str; 15] = [
     "leaf-emptied",
 ];
 
-/// Names a step of [`STEPS`].
+/// Every step of a recovery, in its order.
+pub const RECOVERY_STEPS: [&str; 4] = [
+    "recover-locked",
+    "recover-published",
+    "recover-written",
+    "recover-committed",
+];
+
+/// Names a step of [`STEPS`] or of [`RECOVERY_STEPS`].
 macro_rules! step {
     ($name:literal) => {
         #[cfg(feature = "failpoints")]

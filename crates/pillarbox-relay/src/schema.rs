@@ -24,7 +24,7 @@ const LOCK_INSTALLATION: i32 = -1;
 const ATTEMPTS_MAX: u32 = 10;
 
 /// The steps to the newest schema: the version that each belongs to, its name, its statements.
-const FILES: [(i32, &str, &str); 8] = [
+const FILES: [(i32, &str, &str); 9] = [
     (1, "01_roles", include_str!("schema/sql/01_roles.sql")),
     (1, "02_outbox", include_str!("schema/sql/02_outbox.sql")),
     (1, "03_publish", include_str!("schema/sql/03_publish.sql")),
@@ -37,6 +37,7 @@ const FILES: [(i32, &str, &str); 8] = [
         "08_dead_letters",
         include_str!("schema/sql/08_dead_letters.sql"),
     ),
+    (2, "09_recovery", include_str!("schema/sql/09_recovery.sql")),
 ];
 
 /// How long an upgrade waits for a table that a relay or a reader uses: what comes behind it waits, too.

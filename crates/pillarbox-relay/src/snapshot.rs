@@ -41,6 +41,20 @@ impl Snapshot {
         &self.xip
     }
 
+    /// The same, but these had not finished. Those from `xmax` on had not anyway.
+    #[must_use]
+    pub fn with_running(&self, more: impl IntoIterator<Item = u64>) -> Self {
+        let more = more.into_iter().filter(|tx| *tx < self.xmax);
+        let mut xip: Vec<u64> = self.xip.iter().copied().chain(more).collect();
+        xip.sort_unstable();
+        xip.dedup();
+        Self {
+            xmin: xip.first().map_or(self.xmin, |first| self.xmin.min(*first)),
+            xmax: self.xmax,
+            xip,
+        }
+    }
+
     /// Whether transaction `tx` had finished.
     pub fn sees(&self, tx: u64) -> bool {
         tx < self.xmax && self.xip.binary_search(&tx).is_err()

@@ -207,6 +207,15 @@ impl Oracle {
         events.values().filter(committed).count() as u64
     }
 
+    /// The events that are known to be committed.
+    pub fn committed_ids(&self) -> Vec<Uuid> {
+        let events = self.events();
+        let committed = events
+            .iter()
+            .filter(|(_, state)| matches!(state, State::Committed(_)));
+        committed.map(|(id, _)| *id).collect()
+    }
+
     /// Compares with every row that the sink holds and every event in the dead letters.
     pub fn verdict(&self, found: &[Found], dead: &[Uuid]) -> Verdict {
         let events = self.events();

@@ -104,8 +104,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             return Err(Halt::Stopped(
                 format!(
                     "this server was promoted without the last seals: the sink holds batch \
-                     {highest}, the ledger ends with {}; the batches between them must be settled \
-                     by hand before the relay goes on",
+                     {highest}, the ledger ends with {}; run: pillarbox recover",
                     standing.last_number
                 ),
                 None,

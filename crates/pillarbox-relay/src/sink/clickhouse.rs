@@ -16,6 +16,7 @@ mod doubts;
 mod events;
 mod fence;
 mod health;
+mod identities;
 mod lookup;
 mod mapping;
 mod native;
@@ -32,6 +33,7 @@ mod table;
 mod tests;
 mod verdict;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -39,9 +41,12 @@ pub use self::config::{ClickHouseConfig, Compression};
 pub use self::create::{CreateOptions, Dialect, statements};
 pub use self::events::{EVENTS_MAX, EventFilter, EventRow};
 pub use self::health::{Disk, Health, Parts, Replica};
+pub use self::identities::Sought;
 pub use self::native::NativeEncoder;
 pub use self::plan::{ClickHousePlan, Window};
 pub use self::report::{ColumnReport, SinkReport};
+
+use uuid::Uuid;
 
 use self::client::Client;
 use self::doubts::Doubts;
@@ -85,6 +90,43 @@ impl ClickHouse {
         sink_value: u64,
     ) -> Result<(u64, u64), Trouble> {
         lookup::held(&self.client, plan, &self.table, sink_value).await
+    }
+
+    /// Whether the table keeps the identity of events, so that one can look for them.
+    pub fn keeps_identities(&self, plan: &ClickHousePlan) -> bool {
+        identities::keeps(plan)
+    }
+
+    /// Waits until nothing is being inserted into the table, and all replicas hold the same.
+    ///
+    /// # Errors
+    /// When a server cannot be asked, or an insert does not end within two minutes.
+    pub async fn settle(&self, plan: &ClickHousePlan) -> Result<(), Trouble> {
+        identities::settle(&self.client, plan, &self.table).await
+    }
+
+    /// Which of the events the table holds, whatever batch brought them.
+    ///
+    /// # Errors
+    /// When the table does not keep identities or cannot be asked.
+    pub async fn holds(
+        &self,
+        plan: &ClickHousePlan,
+        sought: &[Sought],
+    ) -> Result<HashSet<Uuid>, Trouble> {
+        identities::held(&self.client, plan, &self.table, sought).await
+    }
+
+    /// How many rows lie among these events and have no identity: each may be one of them.
+    ///
+    /// # Errors
+    /// When the table does not keep identities or cannot be asked.
+    pub async fn unidentified(
+        &self,
+        plan: &ClickHousePlan,
+        sought: &[Sought],
+    ) -> Result<u64, Trouble> {
+        identities::unidentified(&self.client, plan, &self.table, sought).await
     }
 
     /// Creates database and table, the best that the server knows, and returns the statements.

@@ -15,12 +15,16 @@ use super::{
 };
 use crate::batch::Selection;
 use crate::failpoint::step;
+use crate::identity::{Identity, identify};
 use crate::postgres::{self, ConnectError, Session};
 use crate::schema::{self, LOCK_CLASS, SchemaError};
 use crate::sink::OutboxColumn;
 use crate::snapshot::{Position, Span};
 
+use holder::Holder;
+
 mod copy;
+pub(crate) mod holder;
 mod ledger;
 mod read;
 mod ring;
@@ -29,6 +33,10 @@ mod ring;
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 const COLUMNS: &str = include_str!("postgres/sql/outbox_columns.sql");
+
+/// A session that is at work is never ended for its silence: it beats every second, and waits no longer
+/// than this for a statement.
+const SILENCE_MIN: Duration = STATEMENT_TIMEOUT;
 
 /// How often a stand-by asks for the lock.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
@@ -67,9 +75,19 @@ impl PostgresSource {
     }
 
     async fn open(&self) -> Result<Session, SourceError> {
-        postgres::connect(&self.config, &self.relay)
-            .await
-            .map_err(SourceError::from)
+        const LIMIT: &str = "
+            select
+                pg_catalog.set_config('idle_in_transaction_session_timeout', $1, false),
+                pg_catalog.set_config('tcp_user_timeout', $1, false)";
+        let session = postgres::connect(&self.config, &self.relay).await?;
+        query_one(&session, LIMIT, &[&self.silence_max()]).await?;
+        Ok(session)
+    }
+
+    /// How long a session of ours may show no life before the server itself ends it. So a frozen relay
+    /// keeps neither lock nor snapshot, whoever may end whose sessions.
+    fn silence_max(&self) -> String {
+        format!("{}ms", self.takeover_after.max(SILENCE_MIN).as_millis())
     }
 
     /// Asks for the sink's lock on `control`, and waits for it if `standby` says so.
@@ -80,39 +98,54 @@ impl PostgresSource {
         standby: Standby,
     ) -> Result<bool, SourceError> {
         const LOCK: &str = "select pg_catalog.pg_try_advisory_lock($1, $2)";
-        let mut waiting = false;
+        let mut waiting_for = None;
         loop {
             let lock = query_one(control, LOCK, &[&LOCK_CLASS, &sink]).await?;
             if lock.get(0) {
                 return Ok(true);
             }
-            self.displace_frozen(control, sink).await?;
+            let holder = timed(async { Holder::of(control.client(), sink).await.map_err(lost) });
+            // None when it has just gone.
+            let holder = holder.await?;
+            if let Some(holder) = &holder {
+                self.displace_frozen(control, holder).await?;
+            }
             if standby == Standby::Leave {
                 return Ok(false);
             }
-            if !waiting {
-                tracing::info!(sink = %self.sink, "another relay is active: standing by");
-                waiting = true;
+            if let Some(holder) = holder.filter(|holder| waiting_for.as_ref() != Some(&holder.name))
+            {
+                self.announce(&holder);
+                waiting_for = Some(holder.name);
             }
             tokio::time::sleep(STANDBY_INTERVAL).await;
         }
     }
 
+    fn announce(&self, holder: &Holder) {
+        tracing::info!(sink = %self.sink, %holder, "another relay is active: standing by");
+        if holder.is_relay() && !holder.may_end {
+            tracing::warn!(
+                sink = %self.sink,
+                %holder,
+                "this user may not end the sessions of the active relay's user: should that relay \
+                 freeze, the server ends them by itself, after the takeover time that it has"
+            );
+        }
+    }
+
     /// Ends every session of a relay that holds the lock but shows no life.
-    async fn displace_frozen(&self, control: &Session, sink: i32) -> Result<(), SourceError> {
-        const HOLDER: &str = include_str!("postgres/sql/holder.sql");
+    async fn displace_frozen(&self, control: &Session, holder: &Holder) -> Result<(), SourceError> {
         const DISPLACE: &str = include_str!("postgres/sql/displace.sql");
-        let given: &[&(dyn ToSql + Sync)] = &[&LOCK_CLASS, &sink];
-        let Some(holder) = in_time(control.client().query_opt(HOLDER, given)).await? else {
-            return Ok(());
-        };
-        let (relay, silence): (String, Option<f64>) = (holder.get(0), holder.get(1));
-        let silence = Duration::try_from_secs_f64(silence.unwrap_or(0.0)).unwrap_or_default();
-        if silence < self.takeover_after || !relay.starts_with("pillarbox/") {
+        let is_frozen = holder
+            .silence
+            .is_some_and(|silence| silence >= self.takeover_after);
+        if !is_frozen || !holder.is_relay() || !holder.may_end {
             return Ok(());
         }
-        tracing::warn!(sink = %self.sink, %relay, ?silence, "taking over from a frozen relay");
-        query_one(control, DISPLACE, &[&relay]).await?;
+        let silence = holder.silence;
+        tracing::warn!(sink = %self.sink, %holder, ?silence, "taking over from a frozen relay");
+        query_one(control, DISPLACE, &[&holder.name]).await?;
         Ok(())
     }
 }
@@ -139,17 +172,27 @@ impl Source for PostgresSource {
                 self.sink
             )));
         }
-        if !registration.get::<_, bool>(3) {
+        let identity = timed(async { identify(control.client(), sink).await.map_err(lost) });
+        let identity = identity.await?;
+        if matches!(identity, Identity::Restored | Identity::Copied) {
             return Err(SourceError::Refused(format!(
-                "the database was restored or copied since the sink {} was registered: its ledger \
-                 speaks of another one, so this relay would lose or double events; deliver from the \
-                 original, or retire the sink here and register a new one",
+                "{}, so the ledger of the sink {} does not tell what the sink holds; deliver from the \
+                 original, or, if this database takes its place, run: pillarbox recover",
+                identity.describe(),
                 self.sink
             )));
         }
         if !self.lock(&control, sink, standby).await? {
             return Ok(None);
         }
+        if identity == Identity::Upgraded {
+            const ADOPT: &str = include_str!("postgres/sql/adopt.sql");
+            in_time(control.client().execute(ADOPT, &[&sink])).await?;
+            tracing::info!(sink = %self.sink, "postgresql was upgraded: going on");
+        }
+        // From now on it beats. The others may have nothing to do for long.
+        const LIMIT: &str = "select pg_catalog.set_config('idle_session_timeout', $1, false)";
+        query_one(&control, LIMIT, &[&self.silence_max()]).await?;
         let backend = query_one(&control, "select pg_catalog.pg_backend_pid()", &[]).await?;
         let backend = backend.get(0);
         let (reader, ring) = tokio::try_join!(self.open(), self.open())?;

@@ -15,8 +15,10 @@ use metrics::{SharedString, Unit};
 use pillarbox_relay::batch::Limits;
 use pillarbox_relay::clock::SystemClock;
 use pillarbox_relay::postgres::parse_url;
+use pillarbox_relay::recover::{Destination, Doubtful, Recovery};
 use pillarbox_relay::relay::{Options, Poison, Relay};
 use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig};
+use pillarbox_relay::sink::{OutboxColumn, Sink as _};
 use pillarbox_relay::source::postgres::PostgresSource;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -35,7 +37,7 @@ async fn main() -> Result<()> {
     }
     let takeover_after = Duration::from_millis(number("TAKEOVER_MS", 15_000)?);
     let postgres = parse_url(&variable("DATABASE_URL")?)?;
-    let source = PostgresSource::new(postgres, &variable("SINK")?, takeover_after);
+    let source = PostgresSource::new(postgres.clone(), &variable("SINK")?, takeover_after);
     let mut sink = ClickHouseConfig::new(
         variable("CLICKHOUSE_URL")?,
         variable("CLICKHOUSE_DATABASE")?,
@@ -60,6 +62,9 @@ async fn main() -> Result<()> {
         stopped_for: Duration::from_millis(number("STOPPED_MS", 30_000)?),
         ..Options::default()
     };
+    if variable("MODE")? == "recover" {
+        return recover(postgres, ClickHouse::new(sink)?).await;
+    }
     let relay = Relay::new(source, ClickHouse::new(sink)?, SystemClock, options);
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -76,6 +81,37 @@ async fn main() -> Result<()> {
     }
     Ok(())
 }
+
+/// Recovers the outbox of the one sink, and prints what was found.
+async fn recover(postgres: tokio_postgres::Config, sink: ClickHouse) -> Result<()> {
+    let session = pillarbox_relay::postgres::connect(&postgres, "test").await?;
+    let columns = session.client().query(OUTBOX_COLUMNS, &[]).await?;
+    let columns: Vec<OutboxColumn> = columns
+        .iter()
+        .map(|row| OutboxColumn {
+            name: row.get(0),
+            type_oid: row.get(1),
+            type_name: row.get(2),
+            not_null: row.get(3),
+        })
+        .collect();
+    let plan = sink.prepare(&columns).await?;
+    let destinations = [Destination {
+        name: &variable("SINK")?,
+        fingerprint: "test",
+        sink: &sink,
+        plan: &plan,
+        doubtful: Doubtful::Refuse,
+    }];
+    let recovery = Recovery::begin(&postgres, &destinations).await?;
+    let findings = recovery.judge(|_, _| ()).await?;
+    let published_again = recovery.rewrite(&findings).await?;
+    println!("{published_again} {}", serde_json::to_string(&findings)?);
+    Ok(())
+}
+
+const OUTBOX_COLUMNS: &str =
+    include_str!("../../../pillarbox-relay/src/source/postgres/sql/outbox_columns.sql");
 
 fn variable(name: &str) -> Result<String> {
     std::env::var(name).with_context(|| format!("{name} is not set"))

@@ -21,7 +21,7 @@ pub use clickhouse::{ClickHouse, Flavour};
 pub use keeper::Keeper;
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub(crate) use place::Port;
-pub use postgres::{PgVersion, Postgres, PostgresBuilder};
+pub use postgres::{Dump, Files, PgVersion, Postgres, PostgresBuilder};
 pub use program::Program;
 pub use replicas::Replicas;
 

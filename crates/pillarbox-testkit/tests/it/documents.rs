@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use pillarbox_relay::failpoint::STEPS;
+use pillarbox_relay::failpoint::{RECOVERY_STEPS, STEPS};
 
 /// Lines of a source file without its tests.
 const FILE_LINES_MAX: usize = 500;
@@ -253,8 +253,9 @@ fn every_failpoint_is_listed_and_every_listed_one_is_there() -> Result<()> {
             found.extend(rest.split('"').next().map(str::to_owned));
         }
     }
-    let listed: BTreeSet<String> = STEPS.iter().map(|step| (*step).to_owned()).collect();
-    assert_eq!(found, listed);
-    assert_eq!(listed.len(), STEPS.len(), "a step is listed twice");
+    let listed = || STEPS.iter().chain(&RECOVERY_STEPS);
+    let names: BTreeSet<String> = listed().map(|step| (*step).to_owned()).collect();
+    assert_eq!(found, names);
+    assert_eq!(names.len(), listed().count(), "a step is listed twice");
     Ok(())
 }

@@ -24,6 +24,7 @@ mod plans;
 mod poison;
 mod privileges;
 mod publishing;
+mod recovery;
 mod replicated;
 mod ring;
 mod scene;

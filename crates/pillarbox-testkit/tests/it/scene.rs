@@ -141,6 +141,27 @@ impl Scene {
         Ok(Running { child, pid, log })
     }
 
+    /// The same events go on in another server.
+    pub(crate) fn moved_to(self, postgres: Postgres) -> Self {
+        Self { postgres, ..self }
+    }
+
+    /// The same events go on in another database of the server.
+    pub(crate) fn in_database(self, name: &str) -> Self {
+        let postgres = self.postgres.in_database(name);
+        Self { postgres, ..self }
+    }
+
+    /// A drain that the relay refuses; gives its log.
+    pub(crate) async fn refusal(&self) -> Result<String> {
+        let output = tokio::time::timeout(PATIENCE, self.relay("drain", "")?.output())
+            .await
+            .context("the drain does not end")??;
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success(), "it was not refused:\n{log}");
+        Ok(log)
+    }
+
     /// Drains, and gives what the relay said it delivered.
     pub(crate) async fn drain(&self) -> Result<String> {
         self.drain_with(&[]).await

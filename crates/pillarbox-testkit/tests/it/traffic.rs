@@ -30,11 +30,21 @@ pub(crate) struct Traffic {
 impl Traffic {
     /// Starts `writers` publishers; every third one commits asynchronously if `some_async`.
     pub(crate) async fn start(postgres: &Postgres, writers: u32, some_async: bool) -> Result<Self> {
+        Self::resume(postgres, writers, some_async, Arc::default()).await
+    }
+
+    /// The same, on top of what earlier publishers have recorded.
+    pub(crate) async fn resume(
+        postgres: &Postgres,
+        writers: u32,
+        some_async: bool,
+        oracle: Arc<Oracle>,
+    ) -> Result<Self> {
         postgres
             .execute("create table if not exists business (id uuid primary key)")
             .await?;
         let mut traffic = Self {
-            oracle: Arc::new(Oracle::new()),
+            oracle,
             stop: Arc::new(AtomicBool::new(false)),
             commits: Arc::new(AtomicU64::new(0)),
             writers: JoinSet::new(),
@@ -87,7 +97,7 @@ impl Traffic {
 }
 
 /// The first event of a transaction has the id of its business row, each further one the next.
-fn transaction_of(event: Uuid) -> Uuid {
+pub(crate) fn transaction_of(event: Uuid) -> Uuid {
     Uuid::from_u128(event.as_u128() & !0xff)
 }
 

@@ -1,5 +1,6 @@
 //! PostgreSQL: a cluster per value, in a directory of its own.
 
+mod copies;
 mod standby;
 mod template;
 
@@ -17,6 +18,8 @@ use super::place::{Place, Port};
 use super::process::{Launch, Process};
 use super::tools::{RunAs, unprivileged};
 use super::{START_DEADLINE, eventually};
+
+pub use copies::{Dump, Files};
 
 /// Replaces every started PostgreSQL by the server at this URL.
 const URL_VARIABLE: &str = "PILLARBOX_TEST_POSTGRES_URL";
@@ -215,6 +218,15 @@ impl Postgres {
             bail!("the url of the server takes no user: {}", self.url);
         }
         Ok(url.into())
+    }
+
+    /// Works on another database of the same server from now on.
+    #[must_use]
+    pub fn in_database(mut self, name: &str) -> Self {
+        if let Ok(url) = self.url_for(name, "postgres", None) {
+            self.url = url;
+        }
+        self
     }
 
     /// The port on 127.0.0.1; an error for a server from the environment.

@@ -1,0 +1,1 @@
+alter table pillarbox.event drop constraint tx_is_of_this_transaction

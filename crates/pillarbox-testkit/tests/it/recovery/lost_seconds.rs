@@ -1,0 +1,60 @@
+//! A server that has lost its last seconds: a standby that was promoted without them.
+
+use anyhow::{Context as _, Result, ensure};
+use pillarbox_testkit::servers::{Flavour, Postgres, eventually};
+
+use super::{delivered, go_on, life_until, own_server, recover_scene};
+use crate::scene::{PATIENCE, Scene};
+
+/// A standby that has stopped to listen: what the primary does from now on, it will never know.
+async fn deaf_standby(scene: &Scene) -> Result<Postgres> {
+    let standby = Postgres::standby_of(&scene.postgres).await?;
+    standby.caught_up_with(&scene.postgres).await?;
+    standby
+        .execute("alter system set primary_conninfo = ''")
+        .await?;
+    standby.execute("select pg_reload_conf()").await?;
+    eventually("the standby to be deaf", PATIENCE, || async {
+        let rows = standby
+            .query("select count(*) from pg_stat_wal_receiver", &[])
+            .await?;
+        Ok((rows.first().context("a row")?.get::<_, i64>(0) == 0).then_some(()))
+    })
+    .await?;
+    Ok(standby)
+}
+
+/// The sink holds batches that the promoted server has never heard of, some of them in part.
+async fn promoted(flavour: Flavour) -> Result<()> {
+    let primary = own_server().await?;
+    let (scene, oracle, standby) = life_until(flavour, primary, deaf_standby).await?;
+    let last = "select max(number) from pillarbox.batch";
+    let sealed = scene.number(last).await?;
+    scene.postgres.kill()?;
+    standby.promote().await?;
+    let scene = scene.moved_to(standby);
+    ensure!(scene.number(last).await? < sealed, "no seal was lost");
+    let traffic = go_on(&scene, oracle).await?;
+    traffic.more(40).await?;
+    let refused = scene.refusal().await?;
+    ensure!(
+        refused.contains("promoted without the last seals")
+            && refused.contains("pillarbox recover"),
+        "{refused}"
+    );
+    let findings = recover_scene(&scene).await?;
+    ensure!(findings.sinks[0].found > 0, "{findings:?}");
+    let verdict = delivered(&scene, traffic).await?;
+    ensure!(verdict.published > 200, "{verdict}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn inv_2_a_promoted_standby_has_lost_seals_before_clickhouse_26() -> Result<()> {
+    promoted(Flavour::V26).await
+}
+
+#[tokio::test]
+async fn inv_2_a_promoted_standby_has_lost_seals_before_clickhouse_18() -> Result<()> {
+    promoted(Flavour::V18).await
+}

@@ -1,0 +1,1 @@
+//! Several sinks of one outbox, each of which lacks other events.
