@@ -298,7 +298,7 @@ async fn another_clusters_ledger_is_refused() -> Result<()> {
         let Err(SourceError::Refused(text)) = refused else {
             anyhow::bail!("{refused:?}");
         };
-        assert!(text.contains("restored or copied"), "{text}");
+        assert!(text.contains("pillarbox recover"), "{text}");
     }
     Ok(())
 }

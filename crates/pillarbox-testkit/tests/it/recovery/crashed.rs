@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use pillarbox_relay::failpoint::RECOVERY_STEPS;
 use pillarbox_testkit::servers::{Flavour, eventually};
 
-use super::{delivered, go_on, life_until, own_server};
+use crate::recovery::{delivered, go_on, life_until, own_server};
 use crate::scene::{KILLED, PATIENCE, Scene};
 
 /// What a recovery may change.

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use pillarbox_testkit::servers::Flavour;
 
-use super::{delivered, go_on, life_until, own_server, recover_scene};
+use crate::recovery::{delivered, go_on, life_until, own_server, recover_scene};
 use crate::scene::Scene;
 use crate::traffic::Traffic;
 
