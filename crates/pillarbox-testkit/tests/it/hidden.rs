@@ -89,24 +89,24 @@ async fn inv_8_row_level_security_is_an_error() -> Result<()> {
         let outbox = Outbox::start(version).await?;
         outbox.publish(5).await?;
         outbox.turn_to(1).await?;
-        outbox
-            .admin
-            .batch_execute(
-                "create role courier login in role pillarbox_relay;
-             alter table pillarbox.event enable row level security;
-             alter table pillarbox.event_0 enable row level security",
-            )
-            .await?;
+        let role = "create role courier login in role pillarbox_relay";
+        outbox.admin.batch_execute(role).await?;
         let url = outbox.server.url_for("postgres", "courier", None)?;
         let config = pillarbox_relay::postgres::parse_url(&url)?;
         let source = pillarbox_relay::source::postgres::PostgresSource::new(config, SINK, DEADLINE);
         let drain = Drain::try_open(&source)
             .await?
             .context("the lock is free")?;
+        let policy = "alter table pillarbox.event enable row level security;
+                      alter table pillarbox.event_0 enable row level security";
+        outbox.admin.batch_execute(policy).await?;
         let probed = drain.look().await;
         assert!(probed.is_err(), "the probe saw an empty outbox: {probed:?}");
         assert!(drain.session.tend().await.is_err());
         assert!(!outbox.is_empty(0).await?, "hidden events were truncated");
+        drop(drain);
+        let again = Drain::try_open(&source).await;
+        assert!(again.is_err(), "the next tenure saw an empty outbox");
     }
     Ok(())
 }

@@ -13,35 +13,25 @@ alter table pillarbox.delivery
     add constraint outcome_is_known
         check (outcome in ('delivered', 'split', 'dead', 'dropped', 'recovered'));
 
-create or replace function pillarbox.safe_position(sink integer, as_of timestamptz, known_safe bigint)
+-- A position is never taken from before the genesis, and what was open there is settled.
+alter function pillarbox.safe_position(integer, timestamptz, bigint) rename to safe_position_of_all;
+
+create function pillarbox.safe_position(sink integer, as_of timestamptz, known_safe bigint)
     returns table (
         number bigint, from_snapshot pg_snapshot, to_snapshot pg_snapshot, until_tx xid8,
         until_id bigint
     )
     language sql stable
 begin atomic
-    select b.number, b.from_snapshot, b.to_snapshot, b.until_tx, b.until_id
+    select p.number, p.from_snapshot, p.to_snapshot, p.until_tx, p.until_id
     from pillarbox.sink s
-    join pillarbox.batch b on b.sink = s.sink
-    where s.sink = safe_position.sink
-        and b.number >= s.genesis
-        and b.kind in ('genesis', 'window')
-        and b.number < coalesce(
-            (
-                select o.number
-                from pillarbox.batch o
-                left join pillarbox.delivery d on d.sink = o.sink and d.number = o.number
-                where o.sink = safe_position.sink
-                    and o.number > greatest(safe_position.known_safe, s.genesis)
-                    and o.kind <> 'genesis'
-                    and (d.number is null or d.delivered_at > safe_position.as_of)
-                order by o.number
-                limit 1
-            ),
-            1099511627776
-        )
-    order by b.number desc
-    limit 1;
+    cross join lateral pillarbox.safe_position_of_all(
+        s.sink, safe_position.as_of, greatest(safe_position.known_safe, s.genesis)
+    ) p
+    where s.sink = safe_position.sink;
 end;
+
+grant execute on function pillarbox.safe_position(integer, timestamptz, bigint)
+    to pillarbox_relay, pillarbox_reader;
 
 reset role;
