@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
+use uuid::Uuid;
 
 use crate::identity::{Identity, identify};
 use crate::postgres::{self, ConnectError, Session, check_server};
@@ -84,6 +85,9 @@ pub struct SinkFindings {
     pub doubtful: u64,
     /// Sealed batches that had no outcome.
     pub open_batches: u64,
+    /// Dead letters that were being retried, and are in its table.
+    #[serde(skip)]
+    pub(crate) retried: Vec<Uuid>,
 }
 
 /// Why an outbox could not be recovered. Nothing has changed.

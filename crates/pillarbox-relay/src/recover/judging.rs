@@ -70,6 +70,7 @@ pub(super) async fn judge(
                 ),
             )
             .await?,
+            retried: retried(client, ledger).await?,
             ..SinkFindings::default()
         });
     }
@@ -167,6 +168,34 @@ async fn look(
         }
     }
     Ok(())
+}
+
+/// The dead letters that were being retried and have arrived. Without identities nobody can tell; they
+/// stay dead, and a person decides.
+async fn retried(client: &Client, ledger: &Ledger<'_>) -> Result<Vec<Uuid>, RecoverError> {
+    const RETRYING: &str = "
+        select
+            l.event_id, l.event_type, (extract(epoch from l.event_date_time) * 1000000)::bigint
+        from pillarbox.dead_letter l
+        where l.sink = $1 and l.state = 'retrying'";
+    let Destination {
+        name, sink, plan, ..
+    } = ledger.destination;
+    let rows = client.query(RETRYING, &[&ledger.sink]).await?;
+    if rows.is_empty() || !sink.keeps_identities(plan) {
+        return Ok(Vec::new());
+    }
+    let sought: Vec<Sought> = rows
+        .iter()
+        .map(|row| Sought {
+            event_id: row.get(0),
+            event_type: row.get(1),
+            event_date_time_us: row.get(2),
+        })
+        .collect();
+    let held = sink.holds(plan, &sought).await;
+    let held = held.map_err(|trouble| RecoverError::Sink((*name).to_owned(), trouble))?;
+    Ok(held.into_iter().collect())
 }
 
 async fn keep(client: &Client, chunk: &[Candidate]) -> Result<(), RecoverError> {

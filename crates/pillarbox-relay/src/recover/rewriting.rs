@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
-use super::{Findings, Ledger, RecoverError, Recovery};
+use super::{Findings, Ledger, RecoverError, Recovery, SinkFindings};
 use crate::failpoint::step;
 use crate::schema::LOCK_CLASS;
 use crate::schema::registry::random_origin;
@@ -57,7 +57,7 @@ pub(super) async fn rewrite(
             .iter()
             .filter(|group| group.needed & ledger.bit() != 0);
         let genesis = now.with_running(undone.map(|group| group.tx));
-        begin_again(client, ledger, &genesis, found.found).await?;
+        begin_again(client, ledger, &genesis, found).await?;
     }
     step!("recover-written");
     session.warnings().take();
@@ -169,16 +169,21 @@ async fn begin_again(
     client: &Client,
     ledger: &Ledger<'_>,
     genesis: &Snapshot,
-    found: u64,
+    found: &SinkFindings,
 ) -> Result<(), RecoverError> {
     const SETTLE: &str = include_str!("sql/settle.sql");
     const GENESIS: &str = include_str!("sql/genesis.sql");
+    const RETRIES: &str = include_str!("sql/retries.sql");
+    const REPLAYS: &str = include_str!("sql/replays.sql");
     client.execute(SETTLE, &[&ledger.sink]).await?;
+    let retries: &[&(dyn ToSql + Sync)] = &[&ledger.sink, &found.retried];
+    client.execute(RETRIES, retries).await?;
+    client.execute(REPLAYS, &[&ledger.sink]).await?;
     let given: &[&(dyn ToSql + Sync)] = &[
         &ledger.sink,
         &random_origin(),
         &genesis.to_string(),
-        &found.cast_signed(),
+        &found.found.cast_signed(),
     ];
     client.execute(GENESIS, given).await?;
     Ok(())

@@ -39,6 +39,11 @@ create temporary view recover_event as
                     ),
                     false
                 )
+                and not exists (
+                    select
+                    from pillarbox.dead_letter l
+                    where l.sink = s.sink and l.tx = e.tx and l.id = e.id and l.event_id = e.event_id
+                )
         ) as pillarbox_needed
     from pillarbox.event e
     cross join lateral (

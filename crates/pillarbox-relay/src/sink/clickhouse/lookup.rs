@@ -109,7 +109,7 @@ fn unnumbered(table: &str, insert: &Insert<'_>) -> Trouble {
     refuse(format!(
         "whether block {} of batch {} is in {table} cannot be told: it was sealed before the table \
          had the column batch, so its rows may be there without a number; look for its events in \
-         the table: this version cannot settle it",
+         the table, or run: pillarbox recover",
         insert.ordinal, insert.batch.number
     ))
 }
@@ -117,8 +117,8 @@ fn unnumbered(table: &str, insert: &Insert<'_>) -> Trouble {
 fn forgotten(table: &str, insert: &Insert<'_>) -> Trouble {
     refuse(format!(
         "whether block {} of batch {} is in {table} cannot be told: the deduplication window may have \
-         forgotten it, and the table has no column batch; look for its events in the table: this version \
-         cannot settle it; for later batches: ALTER TABLE {table} ADD COLUMN batch UInt64",
+         forgotten it, and the table has no column batch; look for its events in the table, or run: \
+         pillarbox recover; for later batches: ALTER TABLE {table} ADD COLUMN batch UInt64",
         insert.ordinal, insert.batch.number
     ))
 }
