@@ -1,5 +1,5 @@
 -- The oldest wish for a replay at sink $1, with the batch as `unfinished.sql` has it, and the events of
--- its family that were set aside.
+-- its family that were set aside. None of before the genesis: its snapshots may be of other ids.
 select
     b.number, b.batch_id, b.origin, b.kind, b.from_snapshot::text, b.to_snapshot::text,
     b.after_tx::text, b.after_id, b.until_tx::text, b.until_id, b.rows, b.bytes, b.digest,
@@ -8,7 +8,10 @@ select
     (extract(epoch from r.since) * 1000000)::bigint, (extract(epoch from r.until) * 1000000)::bigint,
     dead.txs, dead.ids
 from pillarbox.replay r
-left join pillarbox.batch b on b.sink = r.sink and b.number = r.parent
+left join pillarbox.batch b
+    on b.sink = r.sink
+    and b.number = r.parent
+    and b.number > (select s.genesis from pillarbox.sink s where s.sink = r.sink)
 cross join lateral (
     select
         coalesce(pg_catalog.array_agg(l.tx::text order by l.tx, l.id), '{}') as txs,
