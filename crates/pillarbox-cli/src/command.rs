@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod grant;
 pub(crate) mod init;

@@ -6,6 +6,7 @@ mod bad_input;
 mod configuration;
 mod console;
 mod delivery;
+mod doctor;
 mod pausing;
 mod pooled;
 mod publishing;

@@ -77,7 +77,7 @@ pub(super) async fn ask(client: &Client, config: &ClickHouseConfig) -> Result<He
     let about = abouts.into_iter().next().unwrap_or_default();
     let found = Table::find(client, &config.database, &config.table).await;
     let table = found.map_err(|fault| trouble(&fault))?;
-    let memory = "SELECT 'x' AS name, toString(value) AS value FROM system.settings \
+    let memory = "SELECT name, toString(value) AS value FROM system.settings \
                   WHERE name = 'max_memory_usage'";
     let memory: Option<Vec<Named>> = optional(client.rows(memory).await)?;
     let (parts, replica) = match &table {
