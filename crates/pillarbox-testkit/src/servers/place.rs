@@ -62,6 +62,45 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         free_shared_memory(self.dir.path());
+        unmount(self.dir.path());
+    }
+}
+
+impl Place {
+    /// Makes `name` in it a disk of its own, of so many bytes, in memory. Needs root.
+    pub(crate) fn mount(&self, name: &str, bytes: u64, user: Option<RunAs>) -> Result<PathBuf> {
+        let at = self.path().join(name);
+        fs::create_dir(&at)?;
+        let owner = user.map_or_else(String::new, |user| {
+            format!(",uid={},gid={}", user.uid, user.gid)
+        });
+        let options = format!("size={bytes},mode=0700{owner}");
+        let mut mount = std::process::Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(&at);
+        let output = mount.output().context("mount (package mount)")?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            bail!("a disk of its own needs root: {}", text.trim_end());
+        }
+        Ok(at)
+    }
+}
+
+/// Ends what [`Place::mount`] began below `place`, also when its process was killed.
+fn unmount(place: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let below = mounts.lines().filter_map(|line| {
+        let at = Path::new(line.split(' ').nth(1)?);
+        at.starts_with(place).then(|| at.to_owned())
+    });
+    for at in below {
+        // Lazily: a server that is just ending may still stand in it.
+        let _ = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(at)
+            .status();
     }
 }
 
@@ -79,6 +118,7 @@ fn sweep() {
         };
         if lock.try_lock().is_ok() {
             free_shared_memory(&entry.path());
+            unmount(&entry.path());
             let _ = fs::remove_dir_all(entry.path());
         }
     }

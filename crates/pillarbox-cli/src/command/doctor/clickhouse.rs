@@ -172,7 +172,7 @@ fn judge_parts(parts: Parts, table: &str, findings: &mut Findings) {
     );
     let merge = Remedy::ClickHouse(format!("OPTIMIZE TABLE {table}"));
     // From four fifths on, the next minutes decide.
-    if most >= refuse_at / 5 * 4 {
+    if most >= refuse_at - refuse_at / 5 {
         findings.problem("parts", message, merge);
     } else if most >= delay_at {
         findings.warning("parts", message, merge);

@@ -1,5 +1,6 @@
 //! PostgreSQL: a cluster per value, in a directory of its own.
 
+mod clock;
 mod copies;
 mod standby;
 mod template;
@@ -58,6 +59,8 @@ pub struct PostgresBuilder {
     durable: bool,
     own_identifier: bool,
     password_method: Option<String>,
+    has_own_clock: bool,
+    disk_bytes: Option<u64>,
     settings: Vec<(String, String)>,
 }
 
@@ -94,6 +97,18 @@ impl PostgresBuilder {
         self
     }
 
+    /// A clock of its own, which [`Postgres::shift_clock`] sets (by Debian's libfaketime).
+    pub fn own_clock(mut self) -> Self {
+        self.has_own_clock = true;
+        self
+    }
+
+    /// A disk of its own of so many bytes for data and WAL, which can be filled. Needs root.
+    pub fn disk(mut self, bytes: u64) -> Self {
+        self.disk_bytes = Some(bytes);
+        self
+    }
+
     /// A setting of `postgresql.conf`; later ones win, also over the defaults.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
@@ -109,7 +124,11 @@ impl PostgresBuilder {
         }
         let user = unprivileged()?;
         let place = Place::create(user)?;
-        let data = place.path().join("data");
+        let data = match self.disk_bytes {
+            // The data directory is made by the copy.
+            Some(bytes) => place.mount("disk", bytes, user)?.join("data"),
+            None => place.path().join("data"),
+        };
         if self.own_identifier {
             template::init(self.version, &self.encoding, user, &data).await?;
         } else {
@@ -122,7 +141,14 @@ impl PostgresBuilder {
         let mut settings = default_settings(self.durable);
         settings.extend(self.settings);
         append_settings(&data, place.path(), &port, &settings)?;
-        Postgres::launch(self.version, user, place, port).await
+        if self.disk_bytes.is_some() {
+            std::os::unix::fs::symlink(&data, place.path().join("data"))?;
+        }
+        let env = match self.has_own_clock {
+            true => clock::environment(place.path())?,
+            false => Vec::new(),
+        };
+        Postgres::launch(self.version, user, place, port, env).await
     }
 }
 
@@ -159,6 +185,8 @@ impl Postgres {
             durable: false,
             own_identifier: false,
             password_method: None,
+            has_own_clock: false,
+            disk_bytes: None,
             settings: Vec::new(),
         }
     }
@@ -173,6 +201,7 @@ impl Postgres {
         user: Option<RunAs>,
         place: Place,
         port: Port,
+        env: Vec<(String, String)>,
     ) -> Result<Self> {
         let process = Process::new(Launch {
             name: format!("postgresql {} on port {}", version.number(), port.number),
@@ -181,7 +210,7 @@ impl Postgres {
                 "-D".to_owned(),
                 place.path().join("data").display().to_string(),
             ],
-            env: Vec::new(),
+            env,
             run_as: user,
             log: place.path().join("postgresql.log"),
         });
@@ -247,6 +276,11 @@ impl Postgres {
             .place
             .path()
             .join("data"))
+    }
+
+    /// Sets the server's own clock so many seconds ahead of (or, negative, behind) the machine's.
+    pub fn shift_clock(&self, seconds: i64) -> Result<()> {
+        clock::shift(self.own("setting the clock")?.place.path(), seconds)
     }
 
     /// The end of the server's log.

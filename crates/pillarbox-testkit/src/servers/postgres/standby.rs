@@ -40,7 +40,7 @@ impl Postgres {
             fs::write(data.join(name), text)?;
             give_to(source.user, &data.join(name))?;
         }
-        Self::launch(source.version, source.user, place, port).await
+        Self::launch(source.version, source.user, place, port, Vec::new()).await
     }
 
     /// Makes a standby a primary, and waits until it takes writes.
