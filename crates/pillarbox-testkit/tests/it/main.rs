@@ -13,6 +13,7 @@ mod conformance_postgres;
 mod destination;
 mod documents;
 mod doubling;
+mod environment;
 mod faults;
 mod hidden;
 mod killed;

@@ -40,6 +40,26 @@ impl Traffic {
         some_async: bool,
         oracle: Arc<Oracle>,
     ) -> Result<Self> {
+        Self::begin(postgres, postgres.url(), writers, some_async, oracle).await
+    }
+
+    /// The same by another way to the server.
+    pub(crate) async fn through(
+        postgres: &Postgres,
+        url: &str,
+        writers: u32,
+        some_async: bool,
+    ) -> Result<Self> {
+        Self::begin(postgres, url, writers, some_async, Arc::default()).await
+    }
+
+    async fn begin(
+        postgres: &Postgres,
+        url: &str,
+        writers: u32,
+        some_async: bool,
+        oracle: Arc<Oracle>,
+    ) -> Result<Self> {
         postgres
             .execute("create table if not exists business (id uuid primary key)")
             .await?;
@@ -51,7 +71,7 @@ impl Traffic {
         };
         for number in 0..writers {
             let writer = Writer {
-                url: postgres.url().to_owned(),
+                url: url.to_owned(),
                 number,
                 is_async: some_async && number % 3 == 0,
                 oracle: Arc::clone(&traffic.oracle),

@@ -9,19 +9,17 @@ use crate::servers::tools::installed;
 
 const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 
-/// The environment of a server whose clock is set by the file in `place`.
-pub(super) fn environment(place: &Path) -> Result<Vec<(String, String)>> {
+/// The variables of a server whose clock is set by the file in `place`.
+pub(super) fn environment(place: &Path) -> Result<Vec<String>> {
     let library = installed("libfaketime", PathBuf::from(LIBRARY))?;
     shift(place, 0)?;
     let file = file(place);
-    let set = |name: &str, value: String| (name.to_owned(), value);
     Ok(vec![
-        set("LD_PRELOAD", library.display().to_string()),
-        set("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
-        set("FAKETIME_NO_CACHE", "1".to_owned()),
+        format!("LD_PRELOAD={}", library.display()),
+        format!("FAKETIME_TIMESTAMP_FILE={}", file.display()),
+        "FAKETIME_NO_CACHE=1".to_owned(),
         // Timeouts count on a clock that nobody sets.
-        set("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-        set("DONT_FAKE_MONOTONIC", "1".to_owned()),
+        "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
     ])
 }
 

@@ -112,7 +112,7 @@ impl Postgres {
         upgrade.current_dir(&work);
         output(upgrade).await?;
         append_settings(&data, place.path(), &port, &default_settings(false))?;
-        Self::launch(own.version, own.user, place, port).await
+        Self::launch(own.version, own.user, place, port, Vec::new()).await
     }
 }
 

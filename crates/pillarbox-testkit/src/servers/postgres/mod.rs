@@ -201,16 +201,25 @@ impl Postgres {
         user: Option<RunAs>,
         place: Place,
         port: Port,
-        env: Vec<(String, String)>,
+        env: Vec<String>,
     ) -> Result<Self> {
+        let program = template::bin_dir(version)?.join("postgres");
+        let data = place.path().join("data").display().to_string();
+        let args = ["-D".to_owned(), data];
+        // By `env`, which sets them for the server and not for what starts it as another user.
+        let (program, args) = match env.is_empty() {
+            true => (program, args.to_vec()),
+            false => {
+                let program = [program.display().to_string()];
+                let all = env.into_iter().chain(program).chain(args);
+                (PathBuf::from("/usr/bin/env"), all.collect())
+            }
+        };
         let process = Process::new(Launch {
             name: format!("postgresql {} on port {}", version.number(), port.number),
-            program: template::bin_dir(version)?.join("postgres"),
-            args: vec![
-                "-D".to_owned(),
-                place.path().join("data").display().to_string(),
-            ],
-            env,
+            program,
+            args,
+            env: Vec::new(),
             run_as: user,
             log: place.path().join("postgresql.log"),
         });
