@@ -159,11 +159,14 @@ pub async fn commit(
     Ok(())
 }
 
-/// Whether the server ended the session, as opposed to refusing a statement.
+/// Whether the server ended the session or has no room left, as opposed to refusing a statement.
 pub fn session_lost(error: &anyhow::Error) -> bool {
     let cause = error.downcast_ref::<tokio_postgres::Error>();
     cause.is_some_and(|cause| {
         let class = cause.code().map_or("08", |code| code.code());
-        cause.is_closed() || ["57", "08"].iter().any(|lost| class.starts_with(lost))
+        cause.is_closed()
+            || ["57", "08", "53"]
+                .iter()
+                .any(|lost| class.starts_with(lost))
     })
 }

@@ -210,6 +210,42 @@ async fn a_clickhouse_that_is_away_is_healthy_and_a_table_that_is_gone_is_not_re
     Ok(())
 }
 
+/// A process that is there and does nothing: whoever asks for its health gets no answer, and a stand-by
+/// has taken over when it goes on.
+#[tokio::test]
+async fn a_frozen_relay_gives_no_answer_about_its_health() -> Result<()> {
+    let (_postgres, program, _url) = database(PgVersion::V15).await?;
+    let clickhouse = ClickHouse::start(Flavour::V18).await?;
+    let program =
+        shown(program.with_clickhouse(&clickhouse)?).with("PILLARBOX_RELAY__TAKEOVER_AFTER", "13s");
+    program.done(&["migrate"]).await?;
+    program.done(&["sink", "create"]).await?;
+    let relay = Running::start(&program).await?;
+    let ready = async |relay: &Running| {
+        eventually("the relay to be active", DEADLINE, || async {
+            let (_, health) = relay.json("/healthz").await?;
+            Ok((health["sinks"][0]["role"] == "active").then_some(()))
+        })
+        .await
+    };
+    ready(&relay).await?;
+    let other = Running::start(&program).await?;
+    signal(&relay.child, Signal::STOP)?;
+    let asked = reqwest::Client::new()
+        .get(format!("{}/healthz", relay.url))
+        .timeout(std::time::Duration::from_secs(2));
+    let answer = asked.send().await;
+    ensure!(answer.is_err_and(|error| error.is_timeout()));
+    ready(&other).await?;
+    signal(&relay.child, Signal::CONT)?;
+    eventually("the thawed one to stand by", DEADLINE, || async {
+        let (status, health) = relay.json("/healthz").await?;
+        Ok((status == 200 && health["sinks"][0]["role"] == "standby").then_some(()))
+    })
+    .await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_postgresql_that_is_away_is_healthy_and_not_ready() -> Result<()> {
     let program = shown(Program::on("postgresql://postgres@127.0.0.1:1/app")?)

@@ -71,7 +71,7 @@ impl Clinic {
 
     /// Nothing is wrong about it; `breaking` is run; exactly one thing is, with `says` in its message;
     /// after its remedy nothing is.
-    pub(crate) async fn breaks(&self, case: Case) -> Result<()> {
+    pub(crate) async fn names_and_mends(&self, case: Case) -> Result<()> {
         let Case {
             area,
             check,

@@ -113,7 +113,7 @@ async fn what_was_done_to_the_outbox_is_named_and_undone() -> Result<()> {
         );
         let clinic = clinic.await?;
         for case in cases {
-            clinic.breaks(case).await?;
+            clinic.names_and_mends(case).await?;
         }
         psql(&clinic.url, "create publication everything for all tables;").await?;
         let told = clinic.wrong("outbox", "publication", &[]).await?;
@@ -182,7 +182,7 @@ async fn rights_that_are_too_wide_are_named_and_revoked() -> Result<()> {
             .connect_as("postgres", "My App", None)
             .await?;
         for case in cases {
-            clinic.breaks(case).await?;
+            clinic.names_and_mends(case).await?;
             // The remedy left the publisher what it needs.
             app.execute("select pillarbox.publish('t', '{}')", &[])
                 .await

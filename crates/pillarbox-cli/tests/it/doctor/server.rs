@@ -86,7 +86,7 @@ async fn settings_that_hurt_are_named_and_mended() -> Result<()> {
             "alter database postgres connection limit 3;",
         ),
     ] {
-        clinic.breaks(case).await?;
+        clinic.names_and_mends(case).await?;
     }
     let limits = "alter database postgres set statement_timeout = '5s';
                   alter database postgres set idle_session_timeout = '5s';";
@@ -174,7 +174,7 @@ async fn who_holds_the_horizon_is_named() -> Result<()> {
             .await?;
         }
         clinic
-            .breaks(warning(
+            .names_and_mends(warning(
                 "horizon",
                 "held",
                 "slot 'left' (logical), which nobody reads",

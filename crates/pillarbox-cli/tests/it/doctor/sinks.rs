@@ -39,7 +39,7 @@ async fn a_sink_that_is_not_delivered_to_is_named() -> Result<()> {
     assert!(amiss.is_empty(), "nothing is wrong: {amiss:#?}");
 
     clinic
-        .breaks(warning(
+        .names_and_mends(warning(
             "sinks",
             "delivery",
             "the sink clickhouse is paused",
@@ -47,7 +47,7 @@ async fn a_sink_that_is_not_delivered_to_is_named() -> Result<()> {
         ))
         .await?;
     clinic
-        .breaks(warning(
+        .names_and_mends(warning(
             "sinks",
             "configured",
             "the sink old (test) is registered, but not configured here",
