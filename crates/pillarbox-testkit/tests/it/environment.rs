@@ -6,4 +6,5 @@ mod full_disk;
 mod killed_sessions;
 mod pooled_publishers;
 mod set_clock;
+mod strangers;
 mod terminated;
