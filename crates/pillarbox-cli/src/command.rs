@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub(crate) mod dead_letters;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod grant;
@@ -9,7 +10,9 @@ pub(crate) mod pause;
 pub(crate) mod publish;
 pub(crate) mod recover;
 pub(crate) mod relay;
+pub(crate) mod replay;
 pub(crate) mod settings;
 pub(crate) mod sink;
 pub(crate) mod status;
 pub(crate) mod uninstall;
+pub(crate) mod verify;

@@ -17,6 +17,8 @@ mod exit;
 mod identifier;
 mod logging;
 mod output;
+mod registered;
+mod when;
 
 pub use exit::Exit;
 use exit::{Failure, Outcome};
@@ -72,6 +74,9 @@ enum Command {
     Doctor(command::doctor::Doctor),
     Pause(command::pause::Pause),
     Resume(command::pause::Resume),
+    Verify(command::verify::Verify),
+    DeadLetters(command::dead_letters::DeadLetters),
+    Replay(command::replay::Replay),
     Events(command::events::Events),
     Publish(command::publish::Publish),
     Recover(command::recover::Recover),
@@ -158,6 +163,9 @@ async fn dispatch(command: Command, place: &Place) -> Outcome {
         Command::Doctor(command) => command.run(place).await,
         Command::Pause(command) => command.run(place).await,
         Command::Resume(command) => command.run(place).await,
+        Command::Verify(command) => command.run(place).await,
+        Command::DeadLetters(command) => command.run(place).await,
+        Command::Replay(command) => command.run(place).await,
         Command::Events(command) => command.run(place).await,
         Command::Publish(command) => command.run(place).await,
         Command::Recover(command) => command.run(place).await,

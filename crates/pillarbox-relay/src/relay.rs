@@ -107,6 +107,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         let mut has_started = false;
         loop {
             let began = self.clock.now();
+            let before = self.pulse.counts();
             let ended = match self.tenure(Mode::Run, stop, &mut has_started).await {
                 Ok(()) => return Ok(()),
                 // Later it may be a failover under way.
@@ -116,7 +117,8 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 Err(ended @ (Halt::Source(_) | Halt::Stuck(_))) => ended,
                 Err(other) => return Err(other),
             };
-            failures = if began.elapsed() > Backoff::USUAL.last {
+            let has_worked = self.pulse.counts() != before;
+            failures = if has_worked || began.elapsed() > Backoff::USUAL.last {
                 1
             } else {
                 failures + 1

@@ -1,12 +1,13 @@
 //! `pillarbox events`: reads what arrived in the sink.
 
 use clap::Args;
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::Timestamp;
 use pillarbox_relay::sink::clickhouse::{EVENTS_MAX, EventFilter, EventRow};
 use uuid::Uuid;
 
 use crate::destination::Destination;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::when::instant;
 use crate::{Place, output};
 
 /// A context is cut to this many characters in a table; --json shows it whole.
@@ -118,22 +119,4 @@ fn shortened(context: &str) -> String {
         text.push('…');
     }
     text
-}
-
-/// A time, or a duration back from now.
-fn instant(text: &str) -> Result<Timestamp, String> {
-    let refuse = || {
-        format!("{text:?} is neither a duration such as 1h nor a time such as 2026-11-20T10:00:00Z")
-    };
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    // The friendly format knows days only as parts of spans; here a day has 24 hours.
-    let back = match text.strip_suffix('d').map(str::parse::<i64>) {
-        Some(Ok(days)) => SignedDuration::try_from_hours(days.saturating_mul(24)),
-        _ => text.parse().ok(),
-    };
-    let back = back.filter(|back| !back.is_negative()).ok_or_else(refuse)?;
-    let time = Timestamp::now().checked_sub(back).map_err(|_| refuse())?;
-    time.round(Unit::Microsecond).map_err(|_| refuse())
 }

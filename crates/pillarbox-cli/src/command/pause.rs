@@ -1,12 +1,12 @@
 //! `pillarbox pause` and `pillarbox resume`: holds the delivery to a sink back, and lets it go on.
 
 use clap::Args;
-use pillarbox_relay::schema::{self, registry};
+use pillarbox_relay::schema;
 use serde_json::json;
 use tokio_postgres::Client;
 
 use crate::exit::{Exit, Failure, Outcome};
-use crate::{Place, output};
+use crate::{Place, output, registered};
 
 /// Hold back delivery to a sink; publishing goes on
 #[derive(Debug, Args)]
@@ -75,31 +75,9 @@ async fn switch(
 ) -> Result<(String, bool), Failure> {
     const SWITCH: &str = include_str!("sql/pause.sql");
     schema::check_version(client).await?;
-    let name = match name {
-        Some(name) => registry::find(client, &name).await?.name,
-        None => the_only_one(client).await?,
-    };
+    let name = registered::find(client, name.as_deref()).await?.name;
     let changed = client.query_opt(SWITCH, &[&name, &paused]).await?;
     Ok((name, changed.is_some()))
-}
-
-async fn the_only_one(client: &Client) -> Result<String, Failure> {
-    let sinks = registry::list(client).await?;
-    let mut names: Vec<String> = sinks
-        .into_iter()
-        .filter(|sink| !sink.retired)
-        .map(|sink| sink.name)
-        .collect();
-    match names.len() {
-        0 => Err(Failure::refused(
-            "no sink is registered; run: pillarbox sink create",
-        )),
-        1 => Ok(names.remove(0)),
-        _ => Err(Failure::usage(format!(
-            "several sinks are registered: say which, {}",
-            names.join(" or ")
-        ))),
-    }
 }
 
 fn show_json(sink: &str, paused: bool, changed: bool) -> Outcome {

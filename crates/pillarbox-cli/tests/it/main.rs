@@ -1,6 +1,7 @@
 //! The program `pillarbox` as its users meet it: real servers, real processes.
 
 mod program;
+mod proof;
 
 mod bad_input;
 mod configuration;

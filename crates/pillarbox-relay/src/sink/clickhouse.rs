@@ -50,6 +50,8 @@ use uuid::Uuid;
 
 use self::client::Client;
 use self::doubts::Doubts;
+use crate::verify::Held;
+
 use super::{Delivery, Doubt, Guarantee, Insert, Look, OutboxColumn, Resolution, Sink, Trouble};
 
 /// A failing materialized view gets the same token again so often before the sink stops.
@@ -127,6 +129,20 @@ impl ClickHouse {
         sought: &[Sought],
     ) -> Result<u64, Trouble> {
         identities::unidentified(&self.client, plan, &self.table, sought).await
+    }
+
+    /// What the table holds of the batches whose column `batch` lies between two values, both included,
+    /// by batch and partition (INV-13).
+    ///
+    /// # Errors
+    /// When the table has no column `batch` or cannot be asked.
+    pub async fn held_between(
+        &self,
+        plan: &ClickHousePlan,
+        first: u64,
+        last: u64,
+    ) -> Result<Vec<Held>, Trouble> {
+        lookup::held_between(&self.client, plan, &self.table, first, last).await
     }
 
     /// Creates database and table, the best that the server knows, and returns the statements.

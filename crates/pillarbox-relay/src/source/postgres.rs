@@ -1,12 +1,11 @@
 //! The source on a real server: one session holds the sink's lock and writes the ledger, a second
 //! reads events, a third tends the ring. They are opened together and dropped together.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Config, IsolationLevel, Row as SqlRow, Transaction};
+use tokio_postgres::{Config, Row as SqlRow};
 use uuid::Uuid;
 
 use super::{
@@ -16,8 +15,8 @@ use super::{
 use crate::batch::Selection;
 use crate::failpoint::step;
 use crate::identity::{Identity, identify};
-use crate::postgres::{self, ConnectError, Session};
-use crate::schema::{self, LOCK_CLASS, SchemaError};
+use crate::postgres::{self, Session};
+use crate::schema::{self, LOCK_CLASS};
 use crate::sink::OutboxColumn;
 use crate::snapshot::{Position, Span};
 
@@ -28,6 +27,9 @@ pub(crate) mod holder;
 mod ledger;
 mod read;
 mod ring;
+mod statement;
+
+use statement::{begin, in_time, lost, query_one, timed};
 
 /// How long a statement on the ledger may take; longer means that the session is as good as lost.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,14 +39,11 @@ const COLUMNS: &str = include_str!("postgres/sql/outbox_columns.sql");
 /// A session that is at work is never ended for its silence: it beats every second, and waits no longer
 /// than this for a statement.
 const SILENCE_MIN: Duration = STATEMENT_TIMEOUT;
+/// Ends every session of a relay but the one that asks.
+const DISPLACE: &str = include_str!("postgres/sql/displace.sql");
 
 /// How often a stand-by asks for the lock.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Why a statement gave no answer in time.
-#[derive(Debug, thiserror::Error)]
-#[error("no answer within {0:?}")]
-struct NoAnswer(Duration);
 
 /// One sink's outbox and ledger on a PostgreSQL server.
 #[derive(Clone, Debug)]
@@ -136,7 +135,6 @@ impl PostgresSource {
 
     /// Ends every session of a relay that holds the lock but shows no life.
     async fn displace_frozen(&self, control: &Session, holder: &Holder) -> Result<(), SourceError> {
-        const DISPLACE: &str = include_str!("postgres/sql/displace.sql");
         let is_frozen = holder
             .silence
             .is_some_and(|silence| silence >= self.takeover_after);
@@ -185,6 +183,9 @@ impl Source for PostgresSource {
         if !self.lock(&control, sink, standby).await? {
             return Ok(None);
         }
+        // An earlier tenure of this relay may have left sessions that the server still believes in: a
+        // reader holds a snapshot, and one that tended the ring holds a leaf that publishers wait for.
+        query_one(&control, DISPLACE, &[&self.relay]).await?;
         if identity == Identity::Upgraded {
             const ADOPT: &str = include_str!("postgres/sql/adopt.sql");
             in_time(control.client().execute(ADOPT, &[&sink])).await?;
@@ -205,6 +206,7 @@ impl Source for PostgresSource {
             reader: Mutex::new(Some(reader)),
             columns: Mutex::default(),
             ring: Mutex::new(ring::Ring::new(ring)),
+            holds_ring: AtomicBool::new(false),
         }))
     }
 }
@@ -221,6 +223,19 @@ pub struct PostgresSession {
     /// The columns of the outbox that were told last, for which plans were made.
     columns: Mutex<Option<Vec<OutboxColumn>>>,
     ring: Mutex<ring::Ring>,
+    /// Whether `control` keeps leaves from being emptied, from finding a replay to sealing it.
+    holds_ring: AtomicBool,
+}
+
+impl PostgresSession {
+    /// Lets leaves be emptied again.
+    async fn release_ring(&self, control: &Session) -> Result<(), SourceError> {
+        const UNLOCK: &str = "select pg_catalog.pg_advisory_unlock($1, $2)";
+        if self.holds_ring.swap(false, Ordering::Relaxed) {
+            query_one(control, UNLOCK, &[&LOCK_CLASS, &ring::LOCK_RING]).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Tenure for PostgresSession {
@@ -228,6 +243,7 @@ impl Tenure for PostgresSession {
         const POSITION: &str = include_str!("postgres/sql/position.sql");
         const UNFINISHED: &str = include_str!("postgres/sql/unfinished.sql");
         let mut control = self.control.lock().await;
+        self.release_ring(&control).await?;
         let row = query_one(&control, POSITION, &[&self.sink]).await?;
         let position = Position {
             from: ledger::snapshot(&row, 2)?,
@@ -323,6 +339,9 @@ impl Tenure for PostgresSession {
         } else {
             step!("confirmed");
         }
+        if record.replay.is_some() {
+            self.release_ring(&control).await?;
+        }
         Ok(())
     }
 
@@ -340,7 +359,16 @@ impl Tenure for PostgresSession {
         let control = self.control.lock().await;
         while let Some(row) = in_time(control.client().query_opt(REQUEST, &[&self.sink])).await? {
             match ledger::replay(&row)? {
-                Ok(replay) => return Ok(Some(Request::Replay(Box::new(replay)))),
+                Ok(replay) => {
+                    // Once it is sealed, the batch itself keeps its events.
+                    const LOCK: &str = "select pg_catalog.pg_try_advisory_lock($1, $2)";
+                    let lock = query_one(&control, LOCK, &[&LOCK_CLASS, &ring::LOCK_RING]).await?;
+                    if !lock.get::<_, bool>(0) {
+                        return Ok(None);
+                    }
+                    self.holds_ring.store(true, Ordering::Relaxed);
+                    return Ok(Some(Request::Replay(Box::new(replay))));
+                }
                 Err((replay, reason)) => {
                     let refused = ledger::answer(control.client(), replay, None, Some(&reason));
                     timed(refused).await?;
@@ -412,74 +440,6 @@ fn column(row: &SqlRow) -> OutboxColumn {
         type_oid: row.get(1),
         type_name: row.get(2),
         not_null: row.get(3),
-    }
-}
-
-async fn begin(session: &mut Session) -> Result<Transaction<'_>, SourceError> {
-    let begin = session.client_mut().build_transaction();
-    begin
-        .isolation_level(IsolationLevel::ReadCommitted)
-        .start()
-        .await
-        .map_err(lost)
-}
-
-async fn query_one(
-    session: &Session,
-    statement: &str,
-    given: &[&(dyn ToSql + Sync)],
-) -> Result<SqlRow, SourceError> {
-    in_time(session.client().query_one(statement, given)).await
-}
-
-async fn in_time<T>(
-    answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
-) -> Result<T, SourceError> {
-    timed(async { answer.await.map_err(lost) }).await
-}
-
-async fn timed<T>(answer: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
-    match tokio::time::timeout(STATEMENT_TIMEOUT, answer).await {
-        Ok(answer) => answer,
-        Err(_) => Err(SourceError::Lost(
-            "a statement on the ledger was not answered".to_owned(),
-            Some(Box::new(NoAnswer(STATEMENT_TIMEOUT))),
-        )),
-    }
-}
-
-/// Whatever goes wrong on a session ends it: what it did last is in the ledger, or it is not.
-fn lost(error: tokio_postgres::Error) -> SourceError {
-    let refused = [SqlState::INSUFFICIENT_PRIVILEGE, SqlState::UNDEFINED_TABLE];
-    match error.as_db_error() {
-        Some(answer) if refused.contains(answer.code()) => {
-            SourceError::from(SchemaError::from(error))
-        }
-        Some(answer) => SourceError::Lost(answer.message().to_owned(), Some(Box::new(error))),
-        None => SourceError::Lost("the connection broke".to_owned(), Some(Box::new(error))),
-    }
-}
-
-impl From<ConnectError> for SourceError {
-    fn from(error: ConnectError) -> Self {
-        match error {
-            ConnectError::Unreachable { .. } => {
-                Self::Lost(error.to_string(), Some(Box::new(error)))
-            }
-            other => Self::Refused(other.to_string()),
-        }
-    }
-}
-
-impl From<SchemaError> for SourceError {
-    fn from(error: SchemaError) -> Self {
-        match error {
-            SchemaError::Server(error) => error.into(),
-            SchemaError::Statement(source) => {
-                Self::Lost("a statement failed".to_owned(), Some(Box::new(source)))
-            }
-            other => Self::Refused(other.to_string()),
-        }
     }
 }
 

@@ -161,6 +161,14 @@ async fn a_session_falls_silent(flavour: Flavour, role: Role) -> Result<()> {
     relay.says_after(lines, "the sink is ready").await?;
     wire.delivers(&relay).await?;
     ensure!(wire.control().await? != Some(seen.server_sees_port));
+    let left = wire
+        .scene
+        .number("select count(*) from pg_stat_activity where application_name like 'pillarbox/%'")
+        .await?;
+    ensure!(
+        left == 3,
+        "{left} sessions of one relay: a tenure has left one behind"
+    );
     wire.all_arrived(relay).await
 }
 

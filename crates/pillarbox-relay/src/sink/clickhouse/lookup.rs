@@ -11,6 +11,7 @@ use super::plan::ClickHousePlan;
 use super::verdict::{refuse, trouble};
 use crate::batch::{Batch, NUMBER_BITS};
 use crate::sink::{Doubt, Guarantee, Insert, Look, Resolution, Trouble};
+use crate::verify::Held;
 
 /// After a look that saw nothing, an insert that the fence did not see may still be committing.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -137,10 +138,7 @@ pub(super) async fn look(
         data: Vec<Found>,
         rows: usize,
     }
-    let partition = match plan.0.layout.rule {
-        Rule::One => "''".to_owned(),
-        Rule::Of { .. } => format!("toString({})", plan.0.partition_key),
-    };
+    let partition = partition_text(plan);
     let statement = format!(
         "SELECT {partition} AS block_partition, count() AS block_rows, {} AS block_digest \
          FROM {table} WHERE batch = {} GROUP BY block_partition FORMAT JSON",
@@ -206,22 +204,57 @@ pub(super) async fn held(
     table: &str,
     sink_value: u64,
 ) -> Result<(u64, u64), Trouble> {
-    needs_batch(plan, table)?;
+    let held = held_between(client, plan, table, sink_value, sink_value).await?;
+    Ok(held
+        .iter()
+        .fold((0, 0), |(rows, digest): (u64, u64), held| {
+            (rows + held.rows, digest.wrapping_add(held.digest))
+        }))
+}
+
+/// What the table holds of the batches whose column `batch` lies between two values, both included.
+pub(super) async fn held_between(
+    client: &Client,
+    plan: &ClickHousePlan,
+    table: &str,
+    first: u64,
+    last: u64,
+) -> Result<Vec<Held>, Trouble> {
     #[derive(Deserialize)]
     struct Line {
         #[serde(deserialize_with = "quoted")]
-        rows: u64,
+        block_batch: u64,
+        block_partition: String,
         #[serde(deserialize_with = "quoted")]
-        digest: u64,
+        block_rows: u64,
+        #[serde(deserialize_with = "quoted")]
+        block_digest: u64,
     }
+    needs_batch(plan, table)?;
     let statement = format!(
-        "SELECT count() AS rows, {} AS digest FROM {table} WHERE batch = {sink_value}",
+        "SELECT batch AS block_batch, {} AS block_partition, count() AS block_rows, \
+         {} AS block_digest FROM {table} WHERE batch >= {first} AND batch <= {last} \
+         GROUP BY block_batch, block_partition",
+        partition_text(plan),
         plan.0.digest
     );
     let lines = client.rows::<Line>(&statement).await;
     let lines = lines.map_err(|fault| trouble(&fault))?;
-    let line = lines.into_iter().next().ok_or_else(|| no_numbers(table))?;
-    Ok((line.rows, line.digest))
+    let held = |line: Line| Held {
+        sink_value: line.block_batch,
+        partition: line.block_partition,
+        rows: line.block_rows,
+        digest: line.block_digest,
+    };
+    Ok(lines.into_iter().map(held).collect())
+}
+
+/// The partition of a row as a block map has it, as SQL.
+fn partition_text(plan: &ClickHousePlan) -> String {
+    match plan.0.layout.rule {
+        Rule::One => "''".to_owned(),
+        Rule::Of { .. } => format!("toString({})", plan.0.partition_key),
+    }
 }
 
 /// The highest batch number of an origin that any replica holds.

@@ -20,7 +20,7 @@ use crate::source::SourceError;
 const LEAVES: i16 = 4;
 
 /// Object of the lock that decides who turns and truncates; `pillarbox.register_sink` takes it too.
-const LOCK_RING: i32 = 0;
+pub(super) const LOCK_RING: i32 = 0;
 
 /// How often ledger rows past their retention are looked for.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(600);

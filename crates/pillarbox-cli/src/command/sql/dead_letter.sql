@@ -1,0 +1,9 @@
+select
+    l.dead_letter, l.state, l.number, l.event_id, l.event_type,
+    pg_catalog.to_char(l.event_date_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        as event_date_time,
+    pg_catalog.to_char(l.dead_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as dead_at,
+    l.code, l.column_name, l.reason,
+    l.event_context::text, l.more::text, l.decided_by, l.decided_reason
+from pillarbox.dead_letter l
+where l.dead_letter = $1
