@@ -12,7 +12,7 @@ async fn two_beats(client: &Client) -> Result<()> {
     let beaten = "select max(a.query_start)::text from pg_locks l
                   join pg_stat_activity a using (pid)
                   where l.locktype = 'advisory' and l.granted and l.objid <> 0
-                      and a.application_name like 'pillarbox/%' and a.query like 'select s.paused%'";
+                      and a.application_name like 'pillarbox/%' and a.query like '%s.paused%'";
     let mut seen = Vec::new();
     while seen.len() < 3 {
         let at = eventually("the relay to beat", DEADLINE, || async {

@@ -105,7 +105,10 @@ async fn preflight(destination: &Destination, outbox: &Client, findings: &mut Fi
         ),
     );
     for warning in &report.warnings {
-        let remedy = Remedy::shell(format!("pillarbox sink check {name}"));
+        let remedy = match statement_in(warning) {
+            Some(statement) => Remedy::ClickHouse(statement.to_owned()),
+            None => Remedy::shell(format!("pillarbox sink check {name}")),
+        };
         findings.warning("preflight", format!("{name}: {warning}"), remedy);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use pillarbox_relay::identity::{Identity, identify};
 use tokio_postgres::Row;
 
 use super::finding::{Findings, Remedy};
@@ -18,7 +19,8 @@ pub(super) async fn examine(subject: &Subject<'_>) -> Result<Findings, Failure> 
     let registered: BTreeSet<String> = rows.iter().map(|row| row.get("name")).collect();
     for row in &rows {
         let sink = Sink::new(row);
-        sink.place(&mut findings);
+        let identity = identify(subject.client, row.get("sink")).await?;
+        sink.place(identity, &mut findings);
         sink.fingerprint(subject, &mut findings);
         sink.delivery(&mut findings, subject.older_than.as_secs_f64());
     }
@@ -48,7 +50,6 @@ struct Sink {
     is_paused: bool,
     stopped: Option<(String, f64)>,
     is_active: bool,
-    is_of_this_database: bool,
     has_new_timeline: bool,
     open_batches: i64,
     oldest_batch_s: f64,
@@ -65,7 +66,6 @@ impl Sink {
             is_paused: row.get("paused"),
             stopped: reason.map(|reason| (reason, seconds("stopped_s"))),
             is_active: row.get("is_active"),
-            is_of_this_database: row.get("is_of_this_database"),
             has_new_timeline: row.get("has_new_timeline"),
             open_batches: row.get("open_batches"),
             oldest_batch_s: seconds("oldest_batch_s"),
@@ -74,19 +74,19 @@ impl Sink {
     }
 
     /// Whether its ledger is about this database.
-    fn place(&self, findings: &mut Findings) {
+    fn place(&self, identity: Identity, findings: &mut Findings) {
         let name = &self.name;
-        if !self.is_of_this_database {
+        if matches!(identity, Identity::Restored | Identity::Copied) {
             findings.problem(
                 "origin",
                 format!(
-                    "the database was restored or copied since the sink {name} was registered: its \
-                     ledger speaks of another one"
+                    "{}: the ledger of the sink {name} does not tell what the sink holds",
+                    identity.describe()
                 ),
-                Remedy::person(format!(
-                    "deliver from the original; or here: pillarbox sink retire {name} --yes, and \
-                     register a new sink"
-                )),
+                Remedy::person(
+                    "deliver from the original; or, if this database takes its place, stop every \
+                     relay and run: pillarbox recover --dry-run, then pillarbox recover --yes",
+                ),
             );
         } else if self.has_new_timeline {
             findings.warning(

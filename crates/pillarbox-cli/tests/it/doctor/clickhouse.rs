@@ -61,12 +61,12 @@ async fn a_table_that_is_missing_or_forgets_or_is_full_of_parts() -> Result<()> 
             assert_eq!(forgets["level"], "problem");
             assert_eq!(forgets["remedy"]["by"], "clickhouse", "{forgets}");
             clinic.heal(&forgets).await?;
-            assert!(
-                clinic
-                    .wrong("clickhouse", "preflight", &[])
-                    .await?
-                    .is_empty()
-            );
+            // Now it works, but without the column a lost answer may stop it.
+            let alone = one_wrong(&clinic, "preflight").await?;
+            assert_eq!(alone["level"], "warning", "{alone}");
+            clinic.heal(&alone).await?;
+            let told = clinic.wrong("clickhouse", "preflight", &[]).await?;
+            assert!(told.is_empty(), "{told:?}");
 
             let low = "modify setting parts_to_delay_insert = 3, parts_to_throw_insert = 4";
             clickhouse

@@ -102,7 +102,10 @@ async fn a_ledger_of_another_database_or_table_is_named() -> Result<()> {
         clinic.wrong("sinks", "origin", &[]).await?
     };
     let message = told[0]["message"].as_str().unwrap_or_default();
-    assert!(message.contains("restored or copied"), "{told:?}");
+    assert!(
+        message.contains("the ledger of the sink clickhouse does not tell"),
+        "{told:?}"
+    );
     psql(
         &clinic.url,
         "update pillarbox.sink set system_identifier = system_identifier - 1;",

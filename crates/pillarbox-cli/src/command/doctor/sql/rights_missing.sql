@@ -13,7 +13,8 @@ from (
     from (values
         ('event_0', 'truncate'), ('event_1', 'truncate'), ('event_2', 'truncate'),
         ('event_3', 'truncate'), ('batch', 'insert'), ('batch', 'delete'), ('delivery', 'insert'),
-        ('delivery', 'delete'), ('sink', 'insert'), ('sink', 'update')
+        ('delivery', 'delete'), ('sink', 'insert'), ('sink', 'update'),
+        ('dead_letter', 'insert'), ('dead_letter', 'update')
     ) as right_on (name, privilege)
     join pg_catalog.pg_class c
         on c.relnamespace = 'pillarbox'::regnamespace and c.relname = right_on.name

@@ -1,5 +1,6 @@
 -- Each sink that was not retired. $1: class of the locks of relays.
 select
+    s.sink,
     s.name,
     s.fingerprint,
     s.paused,
@@ -18,11 +19,6 @@ select
             and l.objsubid = 2
             and l.granted
     ) as is_active,
-    s.system_identifier = (select c.system_identifier from pg_catalog.pg_control_system() c)
-        and s.database = (
-            select d.oid from pg_catalog.pg_database d
-            where d.datname = pg_catalog.current_database()
-        ) as is_of_this_database,
     coalesce((
         select p.timeline <> pillarbox.timeline()
         from pillarbox.sink_position p
