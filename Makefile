@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test demo chaos
+.PHONY: help setup lint test demo chaos simulate
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ demo: setup ## Kill and restart under traffic, then compare every event (DEMO_SE
 chaos: setup ## Break everything at random under load, then compare every event (CHAOS_SECONDS, CHAOS_SEED, CHAOS_ENGINE=18, CHAOS_LOGS)
 	@cargo build --locked --bins -p pillarbox-testkit
 	@"$${CARGO_TARGET_DIR:-target}/debug/chaos"
+
+simulate: setup ## Run ten thousand random worlds in memory and in virtual time (SIM_RUNS, SIM_SEED, SIM_WITHOUT='cut rule')
+	@cargo build --locked --profile simulate --features simulate --bin simulate -p pillarbox-testkit
+	@"$${CARGO_TARGET_DIR:-target}/simulate/simulate"
 
 tools := $(or $(PILLARBOX_TOOLS),$(if $(filter 0,$(shell id -u)),/var/cache/pillarbox,$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pillarbox))
 pillarbox = cargo run --quiet --release --locked -p pillarbox-cli --

@@ -9,3 +9,4 @@ pub mod outbox;
 pub mod reader;
 pub mod sink;
 pub mod source;
+pub mod surroundings;

@@ -4,9 +4,11 @@
 //! the spine on them says something about the spine on real servers. Without a script they simply
 //! work.
 
+mod builder;
 mod clock;
 mod database;
 mod destination;
+mod doubt;
 mod encoder;
 mod event;
 mod fault;
@@ -19,8 +21,13 @@ mod script;
 mod session;
 mod sink;
 mod source;
+mod surroundings;
 mod transactions;
+mod view;
+mod weakness;
+mod window;
 
+pub use builder::FakeSinkBuilder;
 pub use clock::FakeClock;
 pub use database::{FakeDatabase, Replica};
 pub use destination::{Attempt, StoredRow};
@@ -29,8 +36,9 @@ pub use event::{FakeEvent, outbox_columns};
 pub use fault::{Fault, Operation, SessionFault, SessionOperation};
 pub use gauge::{Alive, Gauge};
 pub use letters::{FakeLetter, FakeReplay, LetterState};
-pub use publisher::FakeTransaction;
+pub use publisher::{FakeTransaction, Savepoint};
 pub use ring::RingSettings;
 pub use session::FakeSession;
-pub use sink::{FakeSink, FakeSinkBuilder};
+pub use sink::FakeSink;
 pub use source::FakeSource;
+pub use weakness::Weakness;

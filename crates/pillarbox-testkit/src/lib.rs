@@ -7,3 +7,5 @@ pub mod oracle;
 pub mod proxy;
 pub mod publish;
 pub mod servers;
+#[cfg(feature = "simulate")]
+pub mod simulate;

@@ -21,14 +21,14 @@ const START_S: u64 = 1_769_903_998;
 const ORIGIN: u32 = 0x12_3456;
 
 /// What the spine knows about a batch that it sealed this moment.
-const FRESH: Doubt = Doubt {
+pub(super) const FRESH: Doubt = Doubt {
     age: Duration::ZERO,
     blocks_since: 0,
     ..Doubt::NONE
 };
 
 /// So long ago, and so many blocks, that no destination remembers a token.
-const OLD: Doubt = Doubt {
+pub(super) const OLD: Doubt = Doubt {
     age: Duration::from_secs(400 * 86_400),
     blocks_since: 1 << 40,
     ..Doubt::NONE
@@ -189,7 +189,7 @@ pub fn seal<P: Plan>(plan: &P, number: i64, events: &[FakeEvent]) -> Result<Parc
     Ok(Parcel { batch, blocks })
 }
 
-async fn plan<W: SinkWorld>(world: &W) -> Result<<W::Sink as Sink>::Plan> {
+pub(super) async fn plan<W: SinkWorld>(world: &W) -> Result<<W::Sink as Sink>::Plan> {
     Ok(world.sink().prepare(&outbox_columns()).await?)
 }
 
@@ -209,7 +209,7 @@ async fn deliver<W: SinkWorld>(
 }
 
 /// Each event is there once, byte for byte, and nothing else.
-async fn holds<W: SinkWorld>(world: &W, events: &[FakeEvent]) -> Result<()> {
+pub(super) async fn holds<W: SinkWorld>(world: &W, events: &[FakeEvent]) -> Result<()> {
     let stored = world.stored().await?;
     let once = |event: &FakeEvent| (event.event_id, (1, event.event_context.clone()));
     let expected: BTreeMap<_, _> = events.iter().map(once).collect();
@@ -223,7 +223,7 @@ async fn holds<W: SinkWorld>(world: &W, events: &[FakeEvent]) -> Result<()> {
 }
 
 /// Settles a block as the spine does.
-async fn settle<W: SinkWorld>(
+pub(super) async fn settle<W: SinkWorld>(
     world: &W,
     plan: &<W::Sink as Sink>::Plan,
     insert: &Insert<'_>,

@@ -23,6 +23,7 @@ use super::publisher::FakeTransaction;
 use super::ring::{Ring, RingSettings};
 use super::script::Script;
 use super::transactions::Transactions;
+use super::weakness::Weakness;
 
 /// What a promotion of a standby takes over, and a crash leaves behind.
 #[derive(Clone, Debug)]
@@ -53,6 +54,7 @@ pub(super) struct State {
     /// Transactions of publishers with this number or a lower one died in a crash.
     pub(super) lives: u64,
     pub(super) before_leaf_lock: Option<Hook>,
+    pub(super) weakness: Weakness,
     /// Statements of relays that wrote.
     pub(super) writes: u64,
 }
@@ -96,6 +98,7 @@ impl FakeDatabase {
             last_session: 0,
             lives: 0,
             before_leaf_lock: None,
+            weakness: Weakness::default(),
             writes: 0,
         };
         Self {

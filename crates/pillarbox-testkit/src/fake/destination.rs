@@ -1,13 +1,18 @@
-//! What the fake sink holds: partitions with rows and remembered tokens, and a log of inserts.
+//! What the fake sink holds, as a ClickHouse would: partitions with rows, remembered tokens, views,
+//! and inserts that are still on their way. Pure.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use pillarbox_relay::batch::{Batch, Block, NUMBER_BITS};
-use pillarbox_relay::sink::{Guarantee, Insert};
+use pillarbox_relay::sink::Insert;
 use uuid::Uuid;
 
 use super::encoder::{Ask, FakePlan, Fields, OwnedRow, digest, read_body};
+use super::event::content;
+use super::view::View;
+use super::window::{TokenLog, Window};
 
 /// A row as the fake sink holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +27,8 @@ pub struct StoredRow {
     pub event_context: Vec<u8>,
     /// Hash of the row.
     pub digest: u64,
+    /// Hash of what the publisher said: see [`FakeEvent::content`](super::FakeEvent::content).
+    pub content: u64,
 }
 
 /// One insert that reached the fake sink, written or not.
@@ -46,8 +53,8 @@ pub(super) struct Parcel {
     pub(super) ordinal: usize,
     pub(super) body: Bytes,
     pub(super) columns: Vec<String>,
-    /// When it is late: how many further operations it lets pass.
-    pub(super) operations_left: u32,
+    /// What it waits for, when it is late.
+    pub(super) late: Late,
 }
 
 impl Parcel {
@@ -57,7 +64,7 @@ impl Parcel {
             ordinal: insert.ordinal,
             body: Bytes::from(insert.body.concat()),
             columns: plan.0.columns.clone(),
-            operations_left: 0,
+            late: Late::Operations(0),
         }
     }
 
@@ -76,43 +83,82 @@ impl Parcel {
     }
 }
 
-#[derive(Debug, Default)]
-struct Partition {
-    rows: Vec<StoredRow>,
-    tokens: VecDeque<String>,
+/// When a late insert is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Late {
+    /// When so many further operations began; a fence ends it before that.
+    Operations(u32),
+    /// At this time, and no fence ends it: a middlebox holds it.
+    Until(Duration),
+}
+
+/// What an insert does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// The rows are written unless the token is known, and pushed to the views.
+    Whole,
+    /// Half of the rows, and no token.
+    Half,
+    /// The token alone: the part was not committed.
+    TokenOnly,
+    /// The rows and the token, but no view gets them.
+    SourceOnly,
 }
 
 /// The memory behind a fake sink.
 #[derive(Debug)]
 pub(super) struct Destination {
-    partitions: BTreeMap<String, Partition>,
-    pub(super) window_blocks: usize,
+    partitions: BTreeMap<String, Vec<StoredRow>>,
+    /// What the table remembers; nothing, when it does not take tokens.
+    pub(super) log: Option<TokenLog>,
+    /// Whether it takes tokens and then does not look at them.
+    pub(super) ignores_tokens: bool,
+    pub(super) views: Vec<View>,
     pub(super) inserts: Vec<Attempt>,
     pub(super) late: Vec<Parcel>,
+    /// Inserts that the server works on, by number, with their tokens.
+    running: BTreeMap<u64, String>,
+    last_running: u64,
+    /// Blocks that were written in part: value of the column `batch`, partition and token.
+    halves: BTreeSet<(u64, String, String)>,
+    /// Tokens that came without their rows.
+    hollow: BTreeSet<String>,
+    /// Blocks that others wrote.
+    foreign: u64,
 }
 
 impl Destination {
-    pub(super) fn new(window_blocks: usize) -> Self {
+    pub(super) fn new(window: Option<Window>, views: Vec<View>) -> Self {
         Self {
             partitions: BTreeMap::new(),
-            window_blocks,
+            log: window.map(TokenLog::new),
+            ignores_tokens: false,
+            views,
             inserts: Vec::new(),
             late: Vec::new(),
+            running: BTreeMap::new(),
+            last_running: 0,
+            halves: BTreeSet::new(),
+            hollow: BTreeSet::new(),
+            foreign: 0,
         }
     }
 
-    /// Writes a block, or not if its token is known. Not whole means half of the rows and no token.
-    pub(super) fn write(&mut self, parcel: &Parcel, guarantee: Guarantee, is_whole: bool) {
+    /// Does what an insert does. Says whether every view took it.
+    pub(super) fn write(&mut self, parcel: &Parcel, effect: Effect, now: Duration) -> bool {
         let Some(block) = parcel.batch.blocks.get(parcel.ordinal) else {
-            return;
+            return true;
         };
         let mut rows = rows_of(parcel, &block.partition);
-        if !is_whole {
-            rows.truncate(rows.len() / 2);
-        }
         let token = parcel.batch.token(parcel.ordinal);
-        let partition = self.partitions.entry(block.partition.clone()).or_default();
-        let is_known = guarantee == Guarantee::Token && partition.tokens.contains(&token);
+        let knows = |log: &mut TokenLog| log.knows(&block.partition, &token, now);
+        let is_known = !self.ignores_tokens && self.log.as_mut().is_some_and(knows);
+        let whole = rows.clone();
+        match effect {
+            Effect::Half => rows.truncate(rows.len() / 2),
+            Effect::TokenOnly => rows.clear(),
+            Effect::Whole | Effect::SourceOnly => {}
+        }
         self.inserts.push(Attempt {
             number: parcel.batch.number,
             ordinal: parcel.ordinal,
@@ -120,45 +166,118 @@ impl Destination {
             rows: rows.len() as u64,
             is_written: !is_known,
         });
-        if is_known {
-            return;
-        }
-        partition.rows.extend(rows);
-        if is_whole && guarantee == Guarantee::Token {
-            partition.tokens.push_back(token);
-            while partition.tokens.len() > self.window_blocks {
-                partition.tokens.pop_front();
+        if !is_known {
+            if effect == Effect::Half && !rows.is_empty() {
+                let partition = block.partition.clone();
+                self.halves
+                    .insert((parcel.batch.sink_value(), partition, token.clone()));
+            }
+            if effect == Effect::TokenOnly {
+                self.hollow.insert(token.clone());
+            }
+            let partition = self.partitions.entry(block.partition.clone()).or_default();
+            partition.extend(rows);
+            if let Some(log) = self.log.as_mut().filter(|_| effect != Effect::Half) {
+                log.note(&block.partition, &token, now);
             }
         }
+        let pushed = |view: &mut View| view.push(&block.partition, &token, &whole, now);
+        // Every view is pushed to, whatever became of the one before.
+        effect != Effect::Whole
+            || self
+                .views
+                .iter_mut()
+                .map(pushed)
+                .fold(true, |all, one| all & one)
     }
 
     /// An operation begins: late inserts come nearer, and are written when their time has come.
-    pub(super) fn operation_begins(&mut self, guarantee: Guarantee) {
+    pub(super) fn operation_begins(&mut self, now: Duration) {
         let waiting = std::mem::take(&mut self.late);
         for mut parcel in waiting {
-            if parcel.operations_left == 0 {
-                self.write(&parcel, guarantee, true);
+            let is_due = match &mut parcel.late {
+                Late::Operations(0) => true,
+                Late::Operations(left) => {
+                    *left -= 1;
+                    false
+                }
+                Late::Until(due) => *due <= now,
+            };
+            if is_due {
+                self.write(&parcel, Effect::Whole, now);
             } else {
-                parcel.operations_left -= 1;
                 self.late.push(parcel);
             }
         }
     }
 
-    /// Ends the late inserts of a block.
+    /// Every late insert is written now.
+    pub(super) fn commit_late(&mut self, now: Duration) {
+        for parcel in std::mem::take(&mut self.late) {
+            self.write(&parcel, Effect::Whole, now);
+        }
+    }
+
+    /// The server begins to work on an insert.
+    pub(super) fn begin(&mut self, token: String) -> u64 {
+        self.last_running += 1;
+        self.running.insert(self.last_running, token);
+        self.last_running
+    }
+
+    /// The server has done its work on an insert, unless a fence ended it.
+    pub(super) fn end(&mut self, insert: u64) -> bool {
+        self.running.remove(&insert).is_some()
+    }
+
+    /// Ends the inserts of a block that a fence can see.
     pub(super) fn fence(&mut self, token: &str) {
-        self.late
-            .retain(|parcel| parcel.batch.token(parcel.ordinal) != token);
+        self.running.retain(|_, running| running != token);
+        self.late.retain(|parcel| {
+            matches!(parcel.late, Late::Until(_)) || parcel.batch.token(parcel.ordinal) != token
+        });
+    }
+
+    /// Others write blocks into the table, none of them rows of ours.
+    pub(super) fn written_by_others(&mut self, blocks: u64, now: Duration) {
+        for _ in 0..blocks {
+            self.foreign += 1;
+            let token = format!("another writer's {}", self.foreign);
+            if let Some(log) = &mut self.log {
+                log.note("", &token, now);
+            }
+        }
+    }
+
+    /// Does what people do about a sink that stands still: blocks written in part are deleted, and
+    /// tokens without rows are forgotten. Says whether there was anything to do.
+    pub(super) fn mend(&mut self) -> bool {
+        let (halves, hollow) = (
+            std::mem::take(&mut self.halves),
+            std::mem::take(&mut self.hollow),
+        );
+        for (batch, partition, _) in &halves {
+            if let Some(rows) = self.partitions.get_mut(partition) {
+                rows.retain(|row| row.batch != *batch);
+            }
+        }
+        // A late insert of the same block may have come through whole before it was deleted.
+        let deleted = halves.iter().map(|(_, _, token)| token);
+        for token in hollow.iter().chain(deleted) {
+            if let Some(log) = &mut self.log {
+                log.forget_token(token);
+            }
+        }
+        for view in &mut self.views {
+            view.set_broken(false);
+        }
+        !halves.is_empty() || !hollow.is_empty()
     }
 
     /// Count and digest of what is there of a block.
     pub(super) fn look(&self, batch: u64, block: &Block) -> (u64, u64) {
-        let rows = self
-            .partitions
-            .get(&block.partition)
-            .into_iter()
-            .flat_map(|partition| &partition.rows)
-            .filter(|row| row.batch == batch);
+        let rows = self.partitions.get(&block.partition);
+        let rows = rows.into_iter().flatten().filter(|row| row.batch == batch);
         rows.fold((0, 0), |(count, sum), row| {
             (count + 1, sum.wrapping_add(row.digest))
         })
@@ -172,22 +291,7 @@ impl Destination {
     }
 
     pub(super) fn rows(&self) -> impl Iterator<Item = &StoredRow> {
-        self.partitions
-            .values()
-            .flat_map(|partition| &partition.rows)
-    }
-
-    pub(super) fn tokens(&self, partition: &str) -> Vec<String> {
-        self.partitions
-            .get(partition)
-            .map(|partition| partition.tokens.iter().cloned().collect())
-            .unwrap_or_default()
-    }
-
-    pub(super) fn forget_tokens(&mut self) {
-        for partition in self.partitions.values_mut() {
-            partition.tokens.clear();
-        }
+        self.partitions.values().flatten()
     }
 }
 
@@ -207,6 +311,7 @@ fn rows_of(parcel: &Parcel, partition: &str) -> Vec<StoredRow> {
             partition: partition.to_owned(),
             event_context: fields.get("event_context").unwrap_or_default().to_vec(),
             digest: digest(&values),
+            content: content(|column| fields.get(column)),
         }
     };
     rows.into_iter().map(stored).collect()

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 use pillarbox_relay::sink::OutboxColumn;
 use uuid::Uuid;
 
+use super::encoder::digest;
+
 /// PostgreSQL counts time from here: 2000-01-01 UTC.
 const POSTGRES_EPOCH_S: u64 = 946_684_800;
 
@@ -21,6 +23,17 @@ const COLUMNS: [(&str, &str, u32, bool); 11] = [
     ("metadata_version", "bigint", 20, true),
     ("trace_parent", "text", 25, false),
     ("published_at", "timestamp with time zone", 1184, true),
+];
+
+/// The columns that a publisher sets.
+const SAID: [&str; 7] = [
+    "event_id",
+    "event_type",
+    "event_date_time",
+    "environment",
+    "event_context",
+    "metadata_version",
+    "trace_parent",
 ];
 
 /// The columns of an outbox to which nobody added any.
@@ -82,10 +95,23 @@ impl FakeEvent {
         }
     }
 
+    /// Hash of what the publisher said: every column but `published_at`, which the server sets.
+    pub fn content(&self) -> u64 {
+        let owned = SAID.map(|column| self.field(column, self.event_date_time));
+        let mut owned = owned.iter().map(Option::as_deref);
+        content(|_| owned.next().flatten())
+    }
+
     /// Bytes that it takes on disk, about.
     pub(super) fn bytes(&self) -> u64 {
         (self.event_context.len() + self.event_type.len() + 96) as u64
     }
+}
+
+/// Hash of the columns that a publisher sets, each asked for once, in order.
+pub(super) fn content<'a>(mut get: impl FnMut(&str) -> Option<&'a [u8]>) -> u64 {
+    let values = SAID.map(|column| get(column));
+    digest(&values)
 }
 
 /// A `timestamptz`: microseconds since 2000, signed.

@@ -41,12 +41,20 @@ pub enum Fault {
     FailAfter,
     /// Half of the rows are written, and no token: *unknown*.
     FailHalfway,
+    /// The token is remembered and the part is not committed: *unknown*.
+    TokenOnly,
+    /// The rows are written and no view gets them: *unknown*.
+    FailInView,
+    /// The insert arrives twice, and so does the answer.
+    Twice,
     /// No answer, and nothing is written. Ends by the deadline as *unknown*, or by cancellation.
     Hang,
     /// No answer, but the rows are written at once.
     HangAfter,
     /// The answer is *unknown* now; the rows are written when this many further operations began.
     Late(u32),
+    /// The answer is *unknown* now; the rows are written after this long, and no fence ends that.
+    LateBy(Duration),
     /// It works, but takes this long; cancelled before, it wrote nothing.
     Slow(Duration),
     /// It works once [`FakeSink::release`](super::FakeSink::release) was called.
@@ -74,6 +82,8 @@ pub enum SessionOperation {
     Beat,
     /// `tend`.
     Tend,
+    /// Within `tend`, between the check of a leaf and its lock.
+    LockLeaf,
     /// `report`.
     Report,
     /// `renew_origin`.
@@ -82,7 +92,7 @@ pub enum SessionOperation {
 
 impl SessionOperation {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::TakeOver,
         Self::Standing,
         Self::OutboxColumns,
@@ -92,6 +102,7 @@ impl SessionOperation {
         Self::Confirm,
         Self::Beat,
         Self::Tend,
+        Self::LockLeaf,
         Self::Report,
         Self::RenewOrigin,
     ];

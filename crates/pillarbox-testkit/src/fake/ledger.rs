@@ -40,6 +40,8 @@ struct Recorded {
 pub(super) struct Ledger {
     pub(super) sinks: BTreeMap<i32, Registered>,
     pub(super) timeline: u32,
+    /// Whether a number can be sealed twice; see [`Weakness`](super::Weakness).
+    pub(super) takes_taken_numbers: bool,
     batches: BTreeMap<(i32, i64), Sealed>,
     deliveries: BTreeMap<(i32, i64), Recorded>,
     pub(super) letters: Letters,
@@ -50,6 +52,7 @@ impl Ledger {
         Self {
             sinks: BTreeMap::new(),
             timeline: 1,
+            takes_taken_numbers: false,
             batches: BTreeMap::new(),
             deliveries: BTreeMap::new(),
             letters: Letters::default(),
@@ -250,7 +253,7 @@ impl Ledger {
     fn seal(&mut self, sink: i32, batch: &Batch) -> Result<(), SourceError> {
         let key = (sink, batch.number);
         let last = self.batches(sink).next_back().map(|last| last.number);
-        if last != Some(batch.number - 1) {
+        if last != Some(batch.number - 1) && !self.takes_taken_numbers {
             return Err(SourceError::Fenced(batch.number));
         }
         let sealed = Sealed {
@@ -259,6 +262,12 @@ impl Ledger {
         };
         self.batches.insert(key, sealed);
         Ok(())
+    }
+
+    /// The last batch that moves the position, delivered or not.
+    pub(super) fn placed(&self, sink: i32) -> Option<Position> {
+        let placed = self.batches(sink).rfind(|batch| moves_position(batch))?;
+        Some(Position::from(&placed.span))
     }
 
     /// Records an outcome; says whether it is the first one.

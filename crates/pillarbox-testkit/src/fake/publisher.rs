@@ -8,6 +8,10 @@ use pillarbox_relay::clock::Clock as _;
 use super::database::FakeDatabase;
 use super::event::FakeEvent;
 
+/// A place in a transaction to which it can roll back.
+#[derive(Clone, Copy, Debug)]
+pub struct Savepoint(i64);
+
 /// A transaction of a publisher; dropped, it rolls back.
 #[derive(Debug)]
 pub struct FakeTransaction {
@@ -57,6 +61,27 @@ impl FakeTransaction {
         }
         let transactions = &mut state.disk.transactions;
         Some(*self.tx.get_or_insert_with(|| transactions.assign()))
+    }
+
+    /// The events that it published.
+    pub fn events(&self) -> Vec<Uuid> {
+        let state = self.database.state();
+        let rows = state.disk.ring.rows();
+        let own = rows.filter(|row| Some(row.at.tx) == self.tx);
+        own.map(|row| row.event.event_id).collect()
+    }
+
+    /// SAVEPOINT.
+    pub fn savepoint(&self) -> Savepoint {
+        Savepoint(self.database.state().disk.ring.last_id())
+    }
+
+    /// ROLLBACK TO SAVEPOINT: what it published since then is gone.
+    pub fn rollback_to(&mut self, savepoint: Savepoint) {
+        let mut state = self.database.state();
+        if let Some(tx) = self.tx.filter(|_| state.lives == self.life) {
+            state.disk.ring.undo(tx, savepoint.0);
+        }
     }
 
     /// Commits, and gives the events.

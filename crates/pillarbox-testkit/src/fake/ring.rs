@@ -104,6 +104,17 @@ impl Ring {
         true
     }
 
+    pub(super) fn last_id(&self) -> i64 {
+        self.last_id
+    }
+
+    /// Removes what `tx` wrote after `id`: nobody has seen it.
+    pub(super) fn undo(&mut self, tx: u64, id: i64) {
+        for leaf in &mut self.leaves {
+            leaf.retain(|row| row.at.tx != tx || row.at.id <= id);
+        }
+    }
+
     pub(super) fn truncate(&mut self, slot: usize) {
         if let Some(leaf) = self.leaves.get_mut(slot) {
             leaf.clear();

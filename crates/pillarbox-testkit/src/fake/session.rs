@@ -118,8 +118,14 @@ impl FakeSession {
         if let Some(hook) = hook {
             hook();
         }
-        tokio::task::yield_now().await;
+        let fault = self.begin(SessionOperation::LockLeaf).await?;
         self.check_alive()?;
+        self.lock_and_empty(slot);
+        self.end(fault).await
+    }
+
+    /// Empties a leaf if no writer is in it, and if it still may be.
+    fn lock_and_empty(&self, slot: usize) {
         let now = self.database.clock().wall();
         let mut state = self.database.state();
         // Asking for the lock takes an id and is logged, granted or not.
@@ -127,14 +133,13 @@ impl FakeSession {
         let transactions = &state.disk.transactions;
         let mut rows = state.disk.ring.leaf(slot).iter();
         if rows.any(|row| transactions.is_running(row.at.tx)) {
-            return Ok(());
+            return;
         }
         let checks_again = state.disk.ring.settings.is_checked_under_lock;
         if checks_again && state.is_needed(slot, now) {
-            return Ok(());
+            return;
         }
         state.disk.ring.truncate(slot);
-        Ok(())
     }
 }
 
@@ -357,6 +362,14 @@ impl State {
             .filter(|row| disk.transactions.is_visible(row.at.tx))
             .map(|row| row.at)
             .collect();
+        let is_unsealed = |sink: i32| {
+            let placed = disk.ledger.placed(sink);
+            let mut rows = visible.iter();
+            rows.any(|at| placed.as_ref().is_none_or(|placed| !placed.is_done(*at)))
+        };
+        if self.weakness.truncates_by_position {
+            return sinks.is_empty() || sinks.into_iter().any(is_unsealed);
+        }
         let is_undone = |sink: i32| {
             let safe = disk.ledger.safe(sink, as_of);
             visible.iter().any(|at| {

@@ -13,67 +13,55 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::clock::FakeClock;
-use super::destination::{Attempt, Destination, Parcel, StoredRow};
-use super::encoder::{Ask, FakePlan, Fields, Layout};
+use super::destination::{Attempt, Destination, Effect, Late, Parcel, StoredRow};
+use super::doubt::{Doubted, absent};
+use super::encoder::{Ask, FakePlan, Layout};
 use super::fault::{Fault, Operation, trouble};
 use super::gauge::Gauge;
 use super::script::Script;
+use super::window::Window;
 
 /// What the fake sink calls itself.
-const SERVER: &str = "fake";
+pub(super) const SERVER: &str = "fake";
 
 type Observe = Arc<dyn Fn(&Insert<'_>) + Send + Sync>;
 
 /// A destination in memory. Clones share it: one goes into the relay, another one inspects.
 #[derive(Clone)]
 pub struct FakeSink {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
-struct Shared {
-    guarantee: Guarantee,
-    has_batch_column: bool,
-    deadline: Duration,
-    layout: Layout,
-    poison: Ask<bool>,
+/// What does not change about a sink.
+pub(super) struct Manners {
+    pub(super) guarantee: Guarantee,
+    pub(super) has_batch_column: bool,
+    pub(super) never_looks: bool,
+    pub(super) window: Window,
+    pub(super) deadline: Duration,
+    pub(super) layout: Layout,
+    pub(super) poison: Ask<bool>,
+}
+
+pub(super) struct Shared {
+    pub(super) manners: Manners,
     clock: FakeClock,
     released: watch::Sender<u64>,
     hanging: Gauge,
     state: Mutex<State>,
 }
 
-struct State {
+pub(super) struct State {
     script: Script<Operation, Fault>,
-    destination: Destination,
+    pub(super) destination: Destination,
+    pub(super) doubts: BTreeMap<String, Doubted>,
     observe: Option<Observe>,
-}
-
-/// How a [`FakeSink`] is.
-#[derive(Clone)]
-pub struct FakeSinkBuilder {
-    guarantee: Guarantee,
-    has_batch_column: bool,
-    window_blocks: usize,
-    partitions_max: usize,
-    deadline: Duration,
-    partition: Ask<String>,
-    refuse_row: Ask<Option<String>>,
-    poison: Ask<bool>,
-    clock: Option<FakeClock>,
-}
-
-impl fmt::Debug for FakeSinkBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FakeSinkBuilder")
-            .field("guarantee", &self.guarantee)
-            .finish_non_exhaustive()
-    }
 }
 
 impl fmt::Debug for FakeSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FakeSink")
-            .field("guarantee", &self.shared.guarantee)
+            .field("guarantee", &self.shared.manners.guarantee)
             .finish_non_exhaustive()
     }
 }
@@ -84,111 +72,22 @@ impl Default for FakeSink {
     }
 }
 
-impl FakeSinkBuilder {
-    /// How it keeps a batch from being written twice; by token unless set.
-    pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
-        self.guarantee = guarantee;
-        self
-    }
-
-    /// Without the column `batch` it cannot look; with it unless called.
-    pub fn without_batch_column(mut self) -> Self {
-        self.has_batch_column = false;
-        self
-    }
-
-    /// Tokens that each partition remembers; 10,000 unless set.
-    pub fn window_blocks(mut self, blocks: usize) -> Self {
-        self.window_blocks = blocks;
-        self
-    }
-
-    /// Partitions in one batch at most; 32 unless set.
-    pub fn partitions_max(mut self, partitions: usize) -> Self {
-        self.partitions_max = partitions;
-        self
-    }
-
-    /// After this long a hanging call answers *unknown*; 5 minutes unless set.
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
-    /// The partition of a row; the month of `event_date_time` unless set.
-    pub fn partition_by(
-        mut self,
-        partition: impl Fn(&Fields<'_>) -> String + Send + Sync + 'static,
-    ) -> Self {
-        self.partition = Arc::new(partition);
-        self
-    }
-
-    /// Rows that the encoder cannot represent, with the reason; none unless set.
-    pub fn refuse_rows(
-        mut self,
-        refuse: impl Fn(&Fields<'_>) -> Option<String> + Send + Sync + 'static,
-    ) -> Self {
-        self.refuse_row = Arc::new(refuse);
-        self
-    }
-
-    /// Rows for which the destination rejects the block they are in; none unless set.
-    pub fn poison(mut self, poison: impl Fn(&Fields<'_>) -> bool + Send + Sync + 'static) -> Self {
-        self.poison = Arc::new(poison);
-        self
-    }
-
-    /// The clock of its deadline; one of its own unless set.
-    pub fn clock(mut self, clock: &FakeClock) -> Self {
-        self.clock = Some(clock.clone());
-        self
-    }
-
-    /// The sink.
-    pub fn build(self) -> FakeSink {
-        let layout = Layout {
-            columns: Vec::new(),
-            guarantee: self.guarantee,
-            partition: self.partition,
-            partitions_max: self.partitions_max,
-            refuse_row: self.refuse_row,
-            batches: Gauge::default(),
-        };
+impl FakeSink {
+    pub(super) fn new(manners: Manners, clock: FakeClock, destination: Destination) -> Self {
         let state = State {
             script: Script::default(),
-            destination: Destination::new(self.window_blocks),
+            destination,
+            doubts: BTreeMap::new(),
             observe: None,
         };
-        FakeSink {
+        Self {
             shared: Arc::new(Shared {
-                guarantee: self.guarantee,
-                has_batch_column: self.has_batch_column,
-                deadline: self.deadline,
-                layout,
-                poison: self.poison,
-                clock: self.clock.unwrap_or_default(),
+                manners,
+                clock,
                 released: watch::Sender::new(0),
                 hanging: Gauge::default(),
                 state: Mutex::new(state),
             }),
-        }
-    }
-}
-
-impl FakeSink {
-    /// A sink that remembers tokens and has a partition for each month, unless told otherwise.
-    pub fn builder() -> FakeSinkBuilder {
-        FakeSinkBuilder {
-            guarantee: Guarantee::Token,
-            has_batch_column: true,
-            window_blocks: 10_000,
-            partitions_max: 32,
-            deadline: Duration::from_secs(300),
-            partition: Arc::new(|fields| fields.month().unwrap_or_default()),
-            refuse_row: Arc::new(|_| None),
-            poison: Arc::new(|_| false),
-            clock: None,
         }
     }
 
@@ -233,21 +132,6 @@ impl FakeSink {
         self.state().observe = Some(Arc::new(observe));
     }
 
-    /// Writes the late inserts now.
-    pub fn commit_late(&self) {
-        let mut state = self.state();
-        for parcel in std::mem::take(&mut state.destination.late) {
-            state
-                .destination
-                .write(&parcel, self.shared.guarantee, true);
-        }
-    }
-
-    /// Makes every partition forget its tokens, as time or other writers would.
-    pub fn forget_tokens(&self) {
-        self.state().destination.forget_tokens();
-    }
-
     /// Every row, by partition and in the order of writing.
     pub fn rows(&self) -> Vec<StoredRow> {
         self.state().destination.rows().cloned().collect()
@@ -280,11 +164,6 @@ impl FakeSink {
         self.state().destination.inserts.clone()
     }
 
-    /// The tokens that a partition remembers, oldest first.
-    pub fn tokens(&self, partition: &str) -> Vec<String> {
-        self.state().destination.tokens(partition)
-    }
-
     /// How often an operation was called.
     pub fn calls(&self, operation: Operation) -> u64 {
         self.state().script.calls(operation)
@@ -302,10 +181,15 @@ impl FakeSink {
 
     /// Batches whose encoder or bytes are alive (INV-7).
     pub fn batches(&self) -> Gauge {
-        self.shared.layout.batches.clone()
+        self.shared.manners.layout.batches.clone()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    /// Time as the destination tells it: nobody's wall clock moves it.
+    pub(super) fn now(&self) -> Duration {
+        self.shared.clock.elapsed()
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.shared
             .state
             .lock()
@@ -314,32 +198,15 @@ impl FakeSink {
 
     /// Counts a call, lets late inserts come nearer, and gives the call's fault.
     fn begin(&self, operation: Operation) -> Option<Fault> {
+        let now = self.now();
         let mut state = self.state();
-        state.destination.operation_begins(self.shared.guarantee);
+        state.destination.operation_begins(now);
         state.script.next(operation)
-    }
-
-    fn look_at(&self, insert: &Insert<'_>, is_fenced: bool) -> Look {
-        let Some(block) = insert.batch.blocks.get(insert.ordinal) else {
-            return Look::Blind;
-        };
-        let mut state = self.state();
-        if is_fenced {
-            state.destination.fence(&insert.token());
-        }
-        match state.destination.look(insert.batch.sink_value(), block) {
-            (0, _) => Look::Nothing,
-            found if found == (block.rows, block.digest) => Look::All(SERVER.to_owned()),
-            _ => Look::Other(trouble(
-                "some of the rows are there, or others",
-                Reaction::Stop,
-            )),
-        }
     }
 
     async fn hang(&self) {
         let _hanging = self.shared.hanging.enter();
-        self.shared.clock.sleep(self.shared.deadline).await;
+        self.shared.clock.sleep(self.shared.manners.deadline).await;
     }
 
     async fn hold(&self) {
@@ -367,27 +234,13 @@ impl FakeSink {
                 self.hang().await;
                 Err(trouble("the fake did not answer", Reaction::Backoff))
             }
-            Some(Fault::FailBefore | Fault::FailAfter | Fault::FailHalfway | Fault::Late(_)) => {
-                Err(trouble("the fake hung up", Reaction::Backoff))
-            }
+            Some(_) => Err(trouble("the fake hung up", Reaction::Backoff)),
         }
     }
 
-    fn write(&self, parcel: &Parcel, is_whole: bool) {
-        self.state()
-            .destination
-            .write(parcel, self.shared.guarantee, is_whole);
-    }
-
-    fn written(&self, parcel: &Parcel) -> Delivery {
-        self.write(parcel, true);
-        Delivery::Delivered(SERVER.to_owned())
-    }
-
-    /// Whether the block's token is surely remembered.
-    fn is_remembered(&self, doubt: Doubt) -> bool {
-        let window = self.state().destination.window_blocks as u64;
-        self.shared.guarantee == Guarantee::Token && doubt.blocks_since < window / 2
+    pub(super) fn write(&self, parcel: &Parcel, effect: Effect) -> bool {
+        let now = self.now();
+        self.state().destination.write(parcel, effect, now)
     }
 }
 
@@ -396,7 +249,8 @@ impl Sink for FakeSink {
 
     async fn prepare(&self, outbox: &[OutboxColumn]) -> Result<FakePlan, Trouble> {
         self.reading(Operation::Prepare).await?;
-        let mut layout = self.shared.layout.clone();
+        self.preflight()?;
+        let mut layout = self.shared.manners.layout.clone();
         layout.columns = FakePlan::columns_of(outbox);
         Ok(FakePlan(Arc::new(layout)))
     }
@@ -410,7 +264,7 @@ impl Sink for FakeSink {
         let fault = self.begin(Operation::Deliver);
         let mut parcel = Parcel::new(plan, insert);
         let unknown = |reason| Delivery::Unknown(trouble(reason, Reaction::Backoff));
-        if parcel.is_poisoned(&self.shared.poison) {
+        if parcel.is_poisoned(&self.shared.manners.poison) {
             return Delivery::Rejected(trouble("the fake rejects a row", Reaction::Replan));
         }
         match fault {
@@ -422,26 +276,44 @@ impl Sink for FakeSink {
                 return Delivery::Rejected(trouble("the fake rejects", Reaction::Replan));
             }
             Some(Fault::Slow(wait)) => {
+                let running = self.state().destination.begin(insert.token());
                 self.shared.clock.sleep(wait).await;
-                return self.written(&parcel);
+                let is_whole = self.state().destination.end(running);
+                if is_whole {
+                    return self.written(&parcel);
+                }
             }
             Some(Fault::Hold) => {
                 self.hold().await;
                 return self.written(&parcel);
             }
             Some(Fault::FailBefore) => {}
-            Some(Fault::FailAfter) => self.write(&parcel, true),
-            Some(Fault::FailHalfway) => self.write(&parcel, false),
+            Some(Fault::FailAfter) => drop(self.write(&parcel, Effect::Whole)),
+            Some(Fault::FailHalfway) => drop(self.write(&parcel, Effect::Half)),
+            Some(Fault::TokenOnly) => drop(self.write(&parcel, Effect::TokenOnly)),
+            Some(Fault::FailInView) => {
+                self.write(&parcel, Effect::SourceOnly);
+                return self.failed_in_view(&insert.token());
+            }
+            Some(Fault::Twice) => {
+                self.write(&parcel, Effect::Whole);
+                return self.written(&parcel);
+            }
             Some(Fault::Late(operations)) => {
-                parcel.operations_left = operations;
+                parcel.late = Late::Operations(operations);
+                self.state().destination.late.push(parcel);
+            }
+            Some(Fault::LateBy(wait)) => {
+                parcel.late = Late::Until(self.now() + wait);
                 self.state().destination.late.push(parcel);
             }
             Some(Fault::Hang) => self.hang().await,
             Some(Fault::HangAfter) => {
-                self.write(&parcel, true);
+                self.write(&parcel, Effect::Whole);
                 self.hang().await;
             }
         }
+        self.state().doubts.entry(insert.token()).or_default();
         unknown("the fake gave no answer")
     }
 
@@ -452,19 +324,48 @@ impl Sink for FakeSink {
         doubt: Doubt,
     ) -> Result<Resolution, Trouble> {
         self.reading(Operation::Resolve).await?;
-        if self.shared.guarantee == Guarantee::AtLeastOnce || self.is_remembered(doubt) {
+        let manners = &self.shared.manners;
+        if manners.guarantee == Guarantee::AtLeastOnce || manners.never_looks {
             return Ok(Resolution::Resend);
         }
-        let stop = |reason| Ok(Resolution::Undecidable(trouble(reason, Reaction::Stop)));
-        if !self.shared.has_batch_column {
-            return stop("the token may be forgotten, and there is no column batch");
+        let stop = |trouble| Ok(Resolution::Undecidable(trouble));
+        let token = insert.token();
+        if self.take_view_failures(&token) {
+            return stop(trouble("a view fails again and again", Reaction::Stop));
         }
-        Ok(match self.look_at(insert, true) {
-            Look::Nothing => Resolution::Resend,
-            Look::All(server) => Resolution::Delivered(server),
-            Look::Other(trouble) => Resolution::Undecidable(trouble),
-            Look::Blind | Look::Unchanged => return stop("the batch has no such block"),
-        })
+        let is_remembered = self.is_remembered(insert.batch, doubt);
+        if !manners.has_batch_column {
+            return match is_remembered {
+                true => Ok(Resolution::Resend),
+                false => stop(trouble(
+                    "the token may be forgotten, and there is no column batch",
+                    Reaction::Stop,
+                )),
+            };
+        }
+        let seen = self.look_at(insert.batch, insert.ordinal, true);
+        let mut state = self.state();
+        match seen {
+            Look::Nothing => {
+                let doubted = state.doubts.entry(token).or_default();
+                match std::mem::take(&mut doubted.was_absent) {
+                    true => stop(absent()),
+                    false => Ok(Resolution::Resend),
+                }
+            }
+            // A view may still lack the rows: the token completes it.
+            Look::All(_) if is_remembered && !state.destination.views.is_empty() => {
+                Ok(Resolution::Resend)
+            }
+            Look::All(server) => {
+                state.doubts.remove(&token);
+                Ok(Resolution::Delivered(server))
+            }
+            Look::Other(other) => stop(other),
+            Look::Blind | Look::Unchanged => {
+                stop(trouble("the batch has no such block", Reaction::Stop))
+            }
+        }
     }
 
     async fn look(
@@ -474,16 +375,17 @@ impl Sink for FakeSink {
         doubt: Option<Doubt>,
     ) -> Result<Look, Trouble> {
         self.reading(Operation::Resolve).await?;
-        Ok(match self.shared.has_batch_column {
-            true => self.look_at(insert, doubt.is_some()),
-            false if Parcel::new(plan, insert).is_poisoned(&self.shared.poison) => Look::Unchanged,
+        let poison = &self.shared.manners.poison;
+        Ok(match self.shared.manners.has_batch_column {
+            true => self.look_at(insert.batch, insert.ordinal, doubt.is_some()),
+            false if Parcel::new(plan, insert).is_poisoned(poison) => Look::Unchanged,
             false => Look::Blind,
         })
     }
 
     async fn highest_number(&self, _plan: &FakePlan, origin: u32) -> Result<Option<i64>, Trouble> {
         self.reading(Operation::HighestNumber).await?;
-        if !self.shared.has_batch_column {
+        if !self.shared.manners.has_batch_column {
             return Err(trouble("there is no column batch", Reaction::Stop));
         }
         Ok(self.state().destination.highest_number(origin))

@@ -42,7 +42,8 @@ impl FakeSource {
         if !state.sessions.contains_key(&session) {
             return Err(lost("the session was ended"));
         }
-        let mut others = state.sessions.values();
+        let locks = !state.weakness.lock_is_shared;
+        let mut others = state.sessions.values().filter(|_| locks);
         let holder = others.find(|other| other.sink == sink && other.has_lock);
         let Some(holder) = holder else {
             if let Some(own) = state.sessions.get_mut(&session) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig, CreateOptions};
 use pillarbox_testkit::conformance::sink::{self, Mishap, SinkWorld};
+use pillarbox_testkit::conformance::surroundings::{self, SharedWorld};
 use pillarbox_testkit::servers::{ClickHouse as Server, Flavour};
 use uuid::Uuid;
 
@@ -50,7 +51,7 @@ impl SinkWorld for Table<'_> {
     async fn stored(&self) -> Result<BTreeMap<Uuid, (u64, Vec<u8>)>> {
         let query = format!(
             "select toString(event_id), toString(count()), hex(any(event_context)) from {} \
-             group by event_id format TabSeparated",
+             where environment <> 'other' group by event_id format TabSeparated",
             self.name
         );
         let answer = self.server.query(&query).await?;
@@ -84,6 +85,77 @@ impl SinkWorld for Table<'_> {
             Some(_) => self.server.resume(),
         }
     }
+}
+
+/// Tokens that the table remembers once others are to crowd them out.
+const FEW: u32 = 8;
+
+impl SharedWorld for Table<'_> {
+    async fn crowd_out(&self) -> Result<()> {
+        let name = &self.name;
+        let setting = "non_replicated_deduplication_window";
+        let few = format!("alter table {name} modify setting {setting} = {FEW}");
+        self.server.query(&few).await?;
+        for nth in 0..=FEW {
+            let block = format!(
+                "insert into {name} (event_id, event_type, event_date_time, environment) select \
+                 generateUUIDv4(), 'n{nth}', toDateTime64(1769903998, 6, 'UTC'), 'other'"
+            );
+            self.server.query(&block).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_view(&self, has_window: bool) -> Result<()> {
+        let (name, window) = (&self.name, if has_window { 100 } else { 0 });
+        let target = format!(
+            "create table {name}_target (event_id UUID) engine = MergeTree order by event_id \
+             settings non_replicated_deduplication_window = {window}"
+        );
+        self.server.query(&target).await?;
+        self.set_view_broken(false).await
+    }
+
+    async fn set_view_broken(&self, is_broken: bool) -> Result<()> {
+        let name = &self.name;
+        // Each event has the version 1.
+        let column = match is_broken {
+            true => "if(throwIf(metadata_version = 1) = 0, event_id, event_id) as event_id",
+            false => "event_id",
+        };
+        let view = format!(
+            "create or replace materialized view {name}_view to {name}_target as select {column} \
+             from {name}"
+        );
+        self.server.query(&view).await?;
+        Ok(())
+    }
+
+    async fn viewed(&self) -> Result<BTreeMap<Uuid, u64>> {
+        let query = format!(
+            "select toString(event_id), toString(count()) from {}_target group by event_id \
+             format TabSeparated",
+            self.name
+        );
+        let answer = self.server.query(&query).await?;
+        let line = |line: &str| -> Result<(Uuid, u64)> {
+            let (event, count) = line.split_once('\t').context("two columns")?;
+            Ok((event.parse()?, count.parse()?))
+        };
+        answer.lines().map(line).collect()
+    }
+}
+
+/// 18.16 knows neither tokens nor a window for tables of this kind.
+#[tokio::test]
+async fn the_sink_on_clickhouse_26_9_that_is_shared_conforms() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let count = AtomicU32::new(0);
+    surroundings::surroundings(async || {
+        let name = format!("shared_{}", count.fetch_add(1, Ordering::SeqCst));
+        Table::create(&server, &name).await
+    })
+    .await
 }
 
 async fn conforms(flavour: Flavour) -> Result<()> {

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 use pillarbox_relay::clock::SystemClock;
-use pillarbox_relay::sink::{Guarantee, Reaction};
+use pillarbox_relay::sink::{Delivery, Guarantee, Reaction, Sink as _};
 use pillarbox_testkit::conformance::outbox::{Loss, Publisher, SourceWorld};
-use pillarbox_testkit::conformance::sink::{Mishap, SinkWorld};
+use pillarbox_testkit::conformance::sink::{Mishap, SinkWorld, events, seal};
+use pillarbox_testkit::conformance::surroundings::{self, SharedWorld};
 use pillarbox_testkit::conformance::{clock, sink, source};
 use pillarbox_testkit::fake::{
     FakeClock, FakeDatabase, FakeSink, FakeSinkBuilder, FakeSource, FakeTransaction, Fault,
-    Operation, RingSettings, SessionFault, SessionOperation,
+    Operation, RingSettings, SessionFault, SessionOperation, outbox_columns,
 };
 use uuid::Uuid;
 
@@ -151,6 +152,92 @@ impl SinkWorld for FakeTable {
         self.0.heal();
         Ok(())
     }
+}
+
+/// A table that others write into and that has a view.
+struct SharedTable {
+    table: FakeTable,
+    view: std::sync::OnceLock<FakeSink>,
+}
+
+impl SharedTable {
+    const WINDOW: usize = 8;
+
+    fn new() -> Self {
+        let sink = FakeSink::builder().window_blocks(Self::WINDOW).build();
+        Self {
+            table: FakeTable(sink),
+            view: std::sync::OnceLock::new(),
+        }
+    }
+}
+
+impl SinkWorld for SharedTable {
+    type Sink = FakeSink;
+
+    fn sink(&self) -> &FakeSink {
+        self.view.get().unwrap_or(&self.table.0)
+    }
+
+    fn keeps_batch(&self) -> bool {
+        true
+    }
+
+    async fn stored(&self) -> Result<BTreeMap<Uuid, (u64, Vec<u8>)>> {
+        FakeTable(self.sink().clone()).stored().await
+    }
+
+    async fn fail(&self, _: Mishap) -> Result<bool> {
+        Ok(false)
+    }
+
+    async fn heal(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl SharedWorld for SharedTable {
+    async fn crowd_out(&self) -> Result<()> {
+        self.sink().written_by_others(Self::WINDOW as u64);
+        Ok(())
+    }
+
+    async fn add_view(&self, has_window: bool) -> Result<()> {
+        let window = if has_window { 100 } else { 0 };
+        let sink = FakeSink::builder().window_blocks(100).view(window).build();
+        anyhow::ensure!(self.view.set(sink).is_ok(), "one view");
+        Ok(())
+    }
+
+    async fn set_view_broken(&self, is_broken: bool) -> Result<()> {
+        self.sink().set_views_broken(is_broken);
+        Ok(())
+    }
+
+    async fn viewed(&self) -> Result<BTreeMap<Uuid, u64>> {
+        Ok(self.sink().views().remove(0))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fake_sink_that_is_shared_conforms() -> Result<()> {
+    surroundings::surroundings(async || Ok(SharedTable::new())).await
+}
+
+/// What a window behind a view is for: three sends, three rows, nine in the view.
+#[tokio::test(start_paused = true)]
+async fn negative_control_a_view_target_without_a_window_inflates() -> Result<()> {
+    let sink = FakeSink::builder().view(0).build();
+    // It would refuse to plan.
+    let plan = FakeSink::default().prepare(&outbox_columns()).await?;
+    let parcel = seal(&plan, 1, &events(3, 0))?;
+    for attempt in 1..=3 {
+        let sent = sink.deliver(&plan, &parcel.insert(0), attempt).await;
+        assert!(matches!(sent, Delivery::Delivered(_)), "{sent:?}");
+    }
+    let counts: u64 = sink.views()[0].values().sum();
+    assert_eq!((sink.rows().len(), counts), (3, 9));
+    Ok(())
 }
 
 async fn conforms(builder: FakeSinkBuilder) -> Result<()> {

@@ -31,6 +31,8 @@ mod ring;
 mod scene;
 mod schema;
 mod servers;
+#[cfg(feature = "simulate")]
+mod simulated;
 mod spine_on_fakes;
 mod tenure;
 mod traffic;

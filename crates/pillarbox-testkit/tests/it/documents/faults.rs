@@ -52,6 +52,10 @@ const ORACLES: &[(&str, &str)] = &[
         "for the model without a protection: such a state is found",
     ),
     (
+        "simulate::run_and_judge",
+        "for the simulator: every event of every sink and view, and every invariant that was watched",
+    ),
+    (
         "sink::holds",
         "for the conformance suite of sinks: what is stored is what was sealed, byte for byte",
     ),
