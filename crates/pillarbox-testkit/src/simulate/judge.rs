@@ -9,7 +9,7 @@ use pillarbox_relay::clock::Clock as _;
 use uuid::Uuid;
 
 use super::world::{Eyes, World};
-use crate::fake::{FakeSink, StoredRow};
+use crate::fake::{FakeSink, LetterState, StoredRow};
 
 /// Longer than every wait of the spine together, in virtual time.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -145,7 +145,7 @@ async fn drained(world: &World) -> bool {
 fn is_settled(world: &World, number: usize) -> bool {
     let name = &world.scenario.sinks[number].name;
     let standing = world.database.standing(name);
-    let stored = world.sinks[number].events();
+    let stored = ended(&world.eyes, number);
     let published = world.database.published();
     standing.is_some_and(|standing| standing.unfinished.is_empty())
         && published.iter().all(|event| stored.contains_key(event))
@@ -159,7 +159,7 @@ fn compare(world: &World, number: usize, verdict: &mut Verdict) {
     if is_stopped {
         world.trace.count("rightly stopped");
     }
-    let (stored, rows) = (sink.events(), sink.rows());
+    let (stored, rows) = (ended(&world.eyes, number), sink.rows());
     let named = |event: &Uuid| (name.clone(), *event);
     let twice = |counts: &BTreeMap<Uuid, u64>| -> Vec<(String, Uuid)> {
         let twice = counts.iter().filter(|(_, count)| **count > 1);
@@ -182,7 +182,8 @@ fn compare(world: &World, number: usize, verdict: &mut Verdict) {
         .extend(altered.map(|row| named(&row.event_id)));
     for view in sink.views().iter().filter(|_| !is_stopped) {
         verdict.duplicated.extend(twice(view));
-        let missing = published.iter().filter(|event| !view.contains_key(event));
+        let arrived = sink.events();
+        let missing = arrived.keys().filter(|event| !view.contains_key(event));
         verdict.lost.extend(missing.map(named));
     }
 }
@@ -194,13 +195,17 @@ fn order(world: &World, verdict: &mut Verdict) {
         return;
     }
     for (number, sink) in world.sinks.iter().enumerate() {
+        let name = &world.scenario.sinks[number].name;
         let mut begins = Vec::new();
         let mut commits = Vec::new();
         for row in sink.rows() {
             let said = world.eyes.record.get(row.event_id);
             if let Some((said, committed)) = said.and_then(|said| Some((said, said.committed?))) {
-                begins.push((said.began, split(&row).1));
-                commits.push((committed, split(&row).1));
+                // A child stands where the batch stood that it was split from.
+                let sealed = world.database.batch(name, split(&row).1);
+                let number = sealed.map_or(0, |batch| batch.family());
+                begins.push((said.began, number));
+                commits.push((committed, number));
             }
         }
         begins.sort_unstable();
@@ -211,7 +216,6 @@ fn order(world: &World, verdict: &mut Verdict) {
                 latest = latest.max(*earlier);
             }
             if batch < latest {
-                let name = &world.scenario.sinks[number].name;
                 verdict.violations.push(format!(
                     "INV-10: {name}: an event of batch {batch} began after one of batch {latest} \
                      had committed"
@@ -244,8 +248,8 @@ pub(super) fn nothing_needed_is_gone(eyes: &Eyes) {
     let held = eyes.database.held();
     let published = eyes.database.published();
     let gone: BTreeSet<&Uuid> = published.difference(&held).collect();
-    for (number, sink) in eyes.sinks.iter().enumerate() {
-        let stored = sink.events();
+    for number in 0..eyes.sinks.len() {
+        let stored = ended(eyes, number);
         let mut missing = gone.iter().filter(|event| !stored.contains_key(**event));
         if let Some(event) = missing.next() {
             eyes.trace.violated(format!(
@@ -253,6 +257,20 @@ pub(super) fn nothing_needed_is_gone(eyes: &Eyes) {
             ));
         }
     }
+}
+
+/// How often each event is in a sink, or set aside from it.
+fn ended(eyes: &Eyes, number: usize) -> BTreeMap<Uuid, u64> {
+    let (Some(sink), Some(name)) = (eyes.sinks.get(number), eyes.names.get(number)) else {
+        return BTreeMap::new();
+    };
+    let mut events = sink.events();
+    for letter in eyes.database.dead_letters(name) {
+        if letter.state != LetterState::Delivered {
+            *events.entry(letter.event_id).or_default() += 1;
+        }
+    }
+    events
 }
 
 /// Origin and number of the batch of a row.

@@ -6,11 +6,15 @@ use pillarbox_relay::clock::Clock as _;
 use uuid::Uuid;
 
 use super::record::Record;
+use super::scenario::POISON;
 use super::world::Eyes;
 use crate::fake::FakeTransaction;
 
 /// A long transaction takes so long.
 const LONG_MS_MAX: u64 = 20_000;
+
+/// One event in so many is poison to some sinks.
+const POISON_RARITY: u64 = 30;
 
 /// How a transaction ends.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +36,10 @@ impl Publisher<'_> {
     /// Publishes an event of the last three months.
     fn publish(&mut self, slot: usize) -> Uuid {
         let (random, database) = (&self.eyes.clock, &self.eyes.database);
-        let padding = "x".repeat(random.below(40) as usize);
+        let padding = match random.below(POISON_RARITY) {
+            0 => POISON.to_owned(),
+            _ => "x".repeat(random.below(40) as usize),
+        };
         let mut event =
             database.event(format!("{{\"n\":{},\"p\":\"{padding}\"}}", random.random()));
         event.event_date_time -= Duration::from_secs(random.below(90) * 86_400);

@@ -12,6 +12,9 @@ use crate::fake::{FakeClock, FakeSink, FakeSinkBuilder, RingSettings};
 /// A hanging insert answers *unknown* after this long.
 const INSERT_DEADLINE: Duration = Duration::from_secs(20);
 
+/// The word that some sinks take in no payload.
+pub(super) const POISON: &str = "poison";
+
 /// The world of one run.
 #[derive(Clone, Debug)]
 pub(super) struct Scenario {
@@ -38,6 +41,8 @@ pub(super) struct SinkScenario {
     pub(super) window_lasts: Option<Duration>,
     pub(super) has_view: bool,
     pub(super) is_partitioned: bool,
+    /// It takes no row with this word in its payload.
+    pub(super) poison: Option<&'static str>,
     pub(super) relays: u64,
     pub(super) rows_max: u64,
     pub(super) in_flight_max: usize,
@@ -93,6 +98,7 @@ impl SinkScenario {
             window_lasts: forgets_by_time.then(|| Duration::from_secs(60 + random.below(240))),
             has_view: is_sure && random.below(3) == 0,
             is_partitioned: random.below(3) > 0,
+            poison: (random.below(3) == 0).then_some(POISON),
             relays: 1 + random.below(3).max(u64::from(lock_is_shared)),
             rows_max: 1 + random.below(9),
             in_flight_max: 1 + usize::from(random.below(2) > 0) + usize::from(random.below(3) > 1),
@@ -126,6 +132,14 @@ impl SinkScenario {
         }
         if !self.is_partitioned {
             sink = sink.partition_by(|_| String::new());
+        }
+        if let Some(word) = self.poison {
+            sink = sink.poison(move |fields| {
+                let context = fields.get("event_context").unwrap_or_default();
+                context
+                    .windows(word.len())
+                    .any(|part| part == word.as_bytes())
+            });
         }
         match without {
             Some(Protection::Token) => sink.ignoring_tokens(),
@@ -186,6 +200,7 @@ impl fmt::Display for Scenario {
             for (is_so, what) in [
                 (!sink.has_batch_column, ", no column batch"),
                 (sink.has_view, ", a view"),
+                (sink.poison.is_some(), ", takes no poison"),
                 (sink.is_partitioned, ", partitions"),
             ] {
                 f.write_str(if is_so { what } else { "" })?;

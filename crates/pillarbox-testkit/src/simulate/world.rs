@@ -34,6 +34,7 @@ pub(super) struct Eyes {
     pub(super) record: Record,
     pub(super) sealed: Sealed,
     pub(super) sinks: Arc<[FakeSink]>,
+    pub(super) names: Arc<[String]>,
     pub(super) without: Option<Protection>,
 }
 
@@ -78,6 +79,11 @@ impl World {
             record: Record::default(),
             sealed: Sealed::new(&trace),
             sinks: Arc::clone(&sinks),
+            names: scenario
+                .sinks
+                .iter()
+                .map(|sink| sink.name.clone())
+                .collect(),
             without,
         };
         let mut world = Self {
