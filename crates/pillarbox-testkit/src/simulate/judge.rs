@@ -27,7 +27,7 @@ const RING_AT_REST: Duration = Duration::from_secs(120);
 const IDLE: Duration = Duration::from_secs(40);
 
 /// Operations of a run at most: beyond it something turns in a circle.
-const STEPS_MAX: u64 = 200_000;
+const STEPS_MAX: u64 = 60_000;
 
 /// Events that a verdict names of each kind.
 const NAMED_MAX: usize = 10;
