@@ -98,8 +98,9 @@ impl SharedWorld for Table<'_> {
         self.server.query(&few).await?;
         for nth in 0..=FEW {
             let block = format!(
-                "insert into {name} (event_id, event_type, event_date_time, environment) select \
-                 generateUUIDv4(), 'n{nth}', toDateTime64(1769903998, 6, 'UTC'), 'other'"
+                "insert into {name} (event_id, event_type, event_date_time, environment) \
+                 settings async_insert = 0, insert_deduplication_token = 'other {nth}' values \
+                 (generateUUIDv4(), 'n{nth}', toDateTime64(1769903998, 6, 'UTC'), 'other')"
             );
             self.server.query(&block).await?;
         }
