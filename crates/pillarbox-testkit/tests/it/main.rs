@@ -16,6 +16,7 @@ mod doubling;
 mod environment;
 mod faults;
 mod hidden;
+mod interleavings;
 mod killed;
 mod ledger;
 mod main_job;
