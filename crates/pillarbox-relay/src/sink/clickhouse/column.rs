@@ -320,6 +320,11 @@ fn day(days: i64, kind: &Kind) -> Result<Value<'static>, Misfit> {
             d if d > LAST_DAY => Err(AFTER),
             d => Ok(Value::Signed(d)),
         },
-        other => instant(days * DAY_S * 1_000_000, other),
+        // A date reaches further than microseconds do.
+        other => {
+            let out_of_range = if days < 0 { BEFORE } else { AFTER };
+            let us = days.checked_mul(DAY_S * 1_000_000).ok_or(out_of_range)?;
+            instant(us, other)
+        }
     }
 }

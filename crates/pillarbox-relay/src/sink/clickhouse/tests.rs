@@ -217,6 +217,19 @@ fn a_refused_row_names_the_column_and_leaves_the_encoder_as_it_was() {
     assert_eq!(encoder.finish(1)[0].block.rows, 1);
 }
 
+/// Found by the fuzz target `native`: the years that a date can hold overflowed to a time in the range.
+#[test]
+fn a_date_beyond_all_times_is_refused() {
+    for of in ["DateTime('UTC')", "DateTime64(6, 'UTC')"] {
+        // 213,503,982 days of microseconds are 2⁶⁴ of them and a little more.
+        for days in [213_503_982, -213_503_982, i32::MAX - 1, i32::MIN + 1] {
+            let mut encoder = NativeEncoder::new(layout(&[("at", Given::Date, of)], ""), None);
+            let pushed = push(&mut encoder, &[Some(&i32::to_be_bytes(days))]);
+            assert!(pushed.is_err(), "{days} days in {of}");
+        }
+    }
+}
+
 #[test]
 fn precision_is_cut_towards_the_past() {
     for (precision, us, ticks) in [
