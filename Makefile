@@ -57,3 +57,8 @@ dist: ## Build the release binary and its checksum into dist/
 	cargo build --release --locked -p pillarbox-cli
 	install -D -t dist target/release/pillarbox
 	cd dist && sha256sum pillarbox > pillarbox.sha256 && cat pillarbox.sha256
+
+.PHONY: fuzz
+
+fuzz: setup ## Fuzz what reads foreign bytes, FUZZ_SECONDS for each target (60); see fuzz/README.md
+	@scripts/fuzz "$(or $(FUZZ_SECONDS),60)"

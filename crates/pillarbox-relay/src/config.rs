@@ -12,6 +12,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 pub mod address;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod listen;
 pub mod quantity;
 mod shape;

@@ -8,6 +8,8 @@ pub mod batch;
 pub mod clock;
 pub mod config;
 pub mod failpoint;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod identity;
 pub mod metric;
 pub mod postgres;

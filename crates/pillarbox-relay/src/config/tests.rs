@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use proptest::prelude::*;
 use secrecy::ExposeSecret as _;
 
 use super::*;
@@ -247,5 +248,31 @@ fn the_console_listens_where_it_is_told_or_nowhere() {
     ] {
         let text = refusal(&format!("[console]\nlisten = '{bad}'"), &[]);
         assert!(text.contains("is no address to listen on"), "{text}");
+    }
+}
+
+proptest! {
+    /// Lines of any order, half of them broken: a configuration or an error, and no secret in either.
+    #[test]
+    fn no_text_makes_it_panic_or_shows_a_secret(
+        lines in proptest::collection::vec(prop_oneof![
+            Just("[postgres]".to_owned()),
+            Just("url = \"postgresql://u:hunter2-hunter2@h/d\"".to_owned()),
+            Just("[sinks.main]".to_owned()),
+            Just("url = [\"http://u:hunter2-hunter2@h:8123/d\", \"https://h\"]".to_owned()),
+            Just("url = \"ftp://u:hunter2-hunter2@h:99999/d\"".to_owned()),
+            Just("password = \"hunter2-hunter2\"".to_owned()),
+            Just("password = [\"hunter2-hunter2\"]".to_owned()),
+            Just("pass_word = \"hunter2-hunter2\"".to_owned()),
+            Just("[relay]".to_owned()),
+            "(max_rows|max_bytes|max_age|in_flight) = [-'\"0-9a-zA-Z]{1,8}",
+            ".{0,20}",
+        ], 0..8),
+    ) {
+        let shown = match read(&lines.join("\n"), &[]) {
+            Ok(config) => format!("{config:?}"),
+            Err(error) => format!("{error} {error:?}"),
+        };
+        prop_assert!(!shown.contains("hunter2"), "{shown}");
     }
 }

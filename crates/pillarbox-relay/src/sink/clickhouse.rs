@@ -15,6 +15,8 @@ mod digest;
 mod doubts;
 mod events;
 mod fence;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod health;
 mod identities;
 mod lookup;

@@ -23,6 +23,8 @@ use crate::snapshot::{Position, Span};
 use holder::Holder;
 
 mod copy;
+#[cfg(feature = "fuzzing")]
+pub(crate) use copy::fuzzing;
 pub(crate) mod holder;
 mod ledger;
 mod read;

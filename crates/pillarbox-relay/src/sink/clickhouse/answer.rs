@@ -181,3 +181,42 @@ impl Fault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Any bytes: no panic, no success beside an exception, no value of a column.
+        #[test]
+        fn any_answer_is_read(
+            is_ok: bool,
+            header in proptest::option::of("[ 0-9]{0,12}|.{0,8}"),
+            before in "(Code: [0-9]{0,12})?(DB::Exception)?.{0,40}",
+            after in proptest::option::of(".{0,40}"),
+            junk in proptest::collection::vec(any::<u8>(), 0..1200),
+        ) {
+            let mut body = before.into_bytes();
+            body.extend(junk);
+            if let Some(after) = &after {
+                body.extend(b"Column values: ");
+                body.extend(after.bytes());
+            }
+            let status = if is_ok { 200 } else { 500 };
+            let text = String::from_utf8_lossy(&body);
+            match Answer::failure(status, header.as_deref(), &body, Sent::All) {
+                None => {
+                    prop_assert!(is_ok && header.is_none() && !text.contains("DB::Exception"));
+                }
+                Some(answer) => {
+                    prop_assert!(answer.text.len() <= TEXT_BYTES_MAX);
+                    prop_assert!(!answer.text.contains("Column values:"));
+                    let named = header.and_then(|header| header.trim().parse().ok());
+                    prop_assert!(named.is_none() || answer.code == named);
+                }
+            }
+        }
+    }
+}

@@ -11,6 +11,9 @@ use crate::snapshot::Cut;
 /// Columns of a plan at most, so that a row's fields need no allocation.
 pub(super) const COLUMNS_MAX: usize = 128;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 /// In the place of a row's number of columns.
 const TRAILER: [u8; 2] = (-1_i16).to_be_bytes();
@@ -189,7 +192,52 @@ fn eight(field: Option<&[u8]>) -> Result<[u8; 8], CopyError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// The rows of one row after the other, whatever comes, and whether all of it was whole.
+    fn decoded(chunks: &[&[u8]]) -> (Seen, bool) {
+        let mut seen = Seen::new();
+        let mut decoder = Decoder::new(1, None);
+        let is_read = chunks.iter().all(|chunk| {
+            let fed = decoder.feed(Bytes::copy_from_slice(chunk), |row| {
+                seen.push((row.at.tx, row.at.id, row.fields[0].map(<[u8]>::to_vec)));
+                Ok(Pushed::Taken)
+            });
+            fed.is_ok()
+        });
+        (seen, is_read && decoder.end().is_ok())
+    }
+
+    proptest! {
+        /// Any bytes, and valid ones with a few changed: no panic, and chunks change nothing.
+        #[test]
+        fn chunks_change_nothing(
+            any_bytes in vec(any::<u8>(), 0..80),
+            contexts in vec(proptest::option::of(vec(any::<u8>(), 0..20)), 0..5),
+            changed in vec((any::<usize>(), any::<u8>()), 0..3),
+            is_copy: bool,
+            cut in any::<usize>(),
+        ) {
+            let rows: Vec<_> = (1..).zip(&contexts).map(|(id, c)| (7, id, c.as_deref())).collect();
+            let mut bytes = if is_copy { copy_of(&rows) } else { any_bytes };
+            for (at, byte) in changed {
+                let length = bytes.len().max(1);
+                if let Some(place) = bytes.get_mut(at % length) {
+                    *place = byte;
+                }
+            }
+            let whole = decoded(&[&bytes]);
+            let (first, second) = bytes.split_at(cut % (bytes.len() + 1));
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            for pieces in [decoded(&[first, second]), decoded(&single)] {
+                prop_assert!(pieces.0.starts_with(&whole.0));
+                prop_assert!(!whole.1 || pieces == whole);
+            }
+        }
+    }
 
     fn copy_of(rows: &[(u64, i64, Option<&[u8]>)]) -> Vec<u8> {
         let mut bytes = SIGNATURE.to_vec();
