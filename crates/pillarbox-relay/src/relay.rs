@@ -246,11 +246,13 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             plan_checked_at: Mutex::new(None),
             request: Mutex::new(None),
         };
-        if standing.timeline_changed {
-            let judged = self.judge_timeline(&tenure, &mut standing);
-            if judged.await? {
-                return Ok(());
-            }
+        let judged = if standing.timeline_changed {
+            self.judge_timeline(&tenure, &mut standing).await
+        } else {
+            self.look_back(&tenure, &standing).await
+        };
+        if judged? {
+            return Ok(());
         }
         tenure.origin = standing.origin;
         *has_started = true;

@@ -9,7 +9,7 @@ pub mod clickhouse;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -59,6 +59,22 @@ pub trait Sink: Send + Sync + 'static {
         insert: &Insert<'_>,
         doubt: Option<Doubt>,
     ) -> impl Future<Output = Result<Look, Trouble>> + Send;
+
+    /// A batch number of `origin` above `known` that the destination holds, where it can be asked. What
+    /// was sealed by `since` is of no interest. Asked at each take-over, so it must be cheap.
+    ///
+    /// # Errors
+    /// When the destination does not answer; the spine asks again later.
+    fn surplus(
+        &self,
+        plan: &Self::Plan,
+        origin: u32,
+        known: i64,
+        since: SystemTime,
+    ) -> impl Future<Output = Result<Option<i64>, Trouble>> + Send {
+        let _ = (plan, origin, known, since);
+        std::future::ready(Ok(None))
+    }
 
     /// The highest batch number of `origin` that the destination holds, or `None` when it holds none.
     ///

@@ -9,7 +9,7 @@ pub mod postgres;
 
 use std::fmt;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::batch::{Batch, Kind, Row, Selection};
 use crate::sink::{OutboxColumn, Pushed, RowError};
@@ -166,6 +166,8 @@ pub struct Standing {
     pub unfinished: Vec<Unfinished>,
     /// Whether the server's history is another one than that of the last batch.
     pub timeline_changed: bool,
+    /// When the last batch was sealed, by PostgreSQL's clock.
+    pub last_sealed_at: SystemTime,
 }
 
 /// A sealed batch without an outcome.

@@ -72,6 +72,48 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         Ok(planned.map(|plan| plan != tenure.plan))
     }
 
+    /// Stops when the sink holds batches that this ledger has never sealed: the server was set back, as
+    /// by a snapshot of its machine, which leaves no other trace. Returns whether to stop.
+    pub(super) async fn look_back(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        standing: &Standing,
+    ) -> Result<bool, Halt> {
+        let began = self.clock.now();
+        let mut failures = 0;
+        let surplus = loop {
+            self.moved();
+            let (known, since) = (standing.last_number, standing.last_sealed_at);
+            let asked = tokio::select! { biased;
+                () = tenure.stop.cancelled() => return Ok(true),
+                asked = self.sink.surplus(&tenure.plan, standing.origin, known, since) => asked,
+            };
+            let trouble = match asked {
+                Ok(surplus) => break surplus,
+                Err(trouble) => trouble,
+            };
+            failures += 1;
+            let stop = tenure.stop;
+            if self
+                .bear(tenure.mode, trouble, failures, began, stop)
+                .await?
+            {
+                return Ok(true);
+            }
+        };
+        match surplus {
+            None => Ok(false),
+            Some(number) => Err(Halt::Stopped(
+                format!(
+                    "this server was set back: the sink holds batch {number}, the ledger ends with \
+                     {}; run: pillarbox recover",
+                    standing.last_number
+                ),
+                None,
+            )),
+        }
+    }
+
     /// After a failover: goes on under a new origin if the sink holds nothing that this server has
     /// forgotten. Returns whether to stop.
     pub(super) async fn judge_timeline(

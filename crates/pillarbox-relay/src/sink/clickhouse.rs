@@ -30,6 +30,7 @@ mod replicas;
 mod report;
 mod settings;
 mod sql;
+mod surplus;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ mod verdict;
 use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
+use std::time::SystemTime;
 
 pub use self::config::{ClickHouseConfig, Compression};
 pub use self::create::{CreateOptions, Dialect, statements};
@@ -55,6 +57,10 @@ use self::doubts::Doubts;
 use crate::verify::Held;
 
 use super::{Delivery, Doubt, Guarantee, Insert, Look, OutboxColumn, Resolution, Sink, Trouble};
+use crate::batch::{NUMBER_BITS, sink_value};
+
+/// The last number of a batch.
+const NUMBER_MAX: i64 = (1 << NUMBER_BITS) - 1;
 
 /// A failing materialized view gets the same token again so often before the sink stops.
 const VIEW_FAILURES_MAX: u32 = 5;
@@ -317,6 +323,18 @@ impl Sink for ClickHouse {
             Some(doubt) => lookup::examine(client, plan, table, insert, doubt.quiet).await,
             None => lookup::look(client, plan, table, insert).await,
         }
+    }
+
+    async fn surplus(
+        &self,
+        plan: &ClickHousePlan,
+        origin: u32,
+        known: i64,
+        since: SystemTime,
+    ) -> Result<Option<i64>, Trouble> {
+        let numbers = sink_value(origin, known) + 1..=sink_value(origin, NUMBER_MAX);
+        let found = surplus::highest(&self.client, plan, &self.config, numbers, since).await?;
+        Ok(found.map(|value| (value & NUMBER_MAX.cast_unsigned()).cast_signed()))
     }
 
     async fn highest_number(

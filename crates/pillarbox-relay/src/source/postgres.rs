@@ -265,6 +265,7 @@ impl Tenure for PostgresSession {
                 .map(ledger::unfinished)
                 .collect::<Result<_, _>>()?,
             timeline_changed: row.get(6),
+            last_sealed_at: row.get(8),
         })
     }
 

@@ -149,6 +149,7 @@ impl Ledger {
             last_number: last.number,
             position: Position::from(&placed.span),
             unfinished: unfinished.collect(),
+            last_sealed_at: std::time::SystemTime::UNIX_EPOCH,
             timeline_changed: sealed.is_some_and(|sealed| sealed.timeline != self.timeline),
         })
     }

@@ -9,12 +9,16 @@ create temporary table recover_sink (
     until_tx xid8,
     until_id bigint
 );
--- Transactions that copied events in: one that publishes gives all its events one tx, its own.
+-- Transactions that copied events in: one that publishes gives all its events one tx, its own, which
+-- this cluster has given out. Found once, by one snapshot: what is published later is none of them.
 create temporary table recover_copier as
     select e.xmin::text as writer
     from pillarbox.event e
+    cross join (
+        select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as tx
+    ) next
     group by e.xmin::text
-    having pg_catalog.count(distinct e.tx) > 1;
+    having pg_catalog.count(distinct e.tx) > 1 or pg_catalog.bool_or(e.tx >= next.tx);
 create temporary table recover_next as
     select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as tx;
 create temporary table recover_judged (
@@ -47,6 +51,5 @@ create temporary view recover_event as
         ) as pillarbox_needed
     from pillarbox.event e
     cross join lateral (
-        select e.tx >= (select n.tx from recover_next n)
-            or e.xmin::text in (select c.writer from recover_copier c) as is_copied
+        select e.xmin::text in (select c.writer from recover_copier c) as is_copied
     ) copied

@@ -40,6 +40,10 @@ const ORACLES: &[(&str, &str)] = &[
         "what `scene::holds` does, on each of two replicas",
     ),
     (
+        "sinks::table_holds",
+        "the verdict about every row of each of two tables",
+    ),
+    (
         "replicated::hold_both",
         "the verdict about every row of each of two replicas",
     ),

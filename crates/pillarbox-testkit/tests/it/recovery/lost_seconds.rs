@@ -1,4 +1,5 @@
-//! A server that has lost its last seconds: a standby that was promoted without them.
+//! A server that has lost its last seconds: a standby that was promoted without them, or a snapshot of
+//! its machine that was put back.
 
 use anyhow::{Context as _, Result, ensure};
 use pillarbox_testkit::servers::{Flavour, Postgres, eventually};
@@ -57,4 +58,50 @@ async fn inv_2_a_promoted_standby_has_lost_seals_before_clickhouse_26() -> Resul
 #[tokio::test]
 async fn inv_2_a_promoted_standby_has_lost_seals_before_clickhouse_18() -> Result<()> {
     promoted(Flavour::V18).await
+}
+
+/// The files of the server at an earlier moment: same identifier, same timeline, and a ledger that
+/// has never heard of what the sink holds.
+async fn set_back(flavour: Flavour) -> Result<()> {
+    let server = own_server().await?;
+    let last = "select max(number) from pillarbox.batch";
+    let (scene, oracle, files) = life_until(flavour, server, async |scene: &Scene| {
+        scene.postgres.kill()?;
+        let files = scene.postgres.files().await?;
+        scene.postgres.restart().await?;
+        let last = scene.number(last).await?;
+        eventually("batches that the files do not know", PATIENCE, || async {
+            let delivered = "select coalesce(max(number), 0) from pillarbox.delivery";
+            Ok((scene.number(delivered).await? > last + 1).then_some(()))
+        })
+        .await?;
+        Ok(files)
+    })
+    .await?;
+    let sealed = scene.number(last).await?;
+    scene.postgres.kill()?;
+    scene.postgres.set_back(&files).await?;
+    scene.postgres.restart().await?;
+    ensure!(scene.number(last).await? < sealed, "no seal was lost");
+    let traffic = go_on(&scene, oracle).await?;
+    traffic.more(40).await?;
+    let refused = scene.refusal().await?;
+    ensure!(
+        refused.contains("was set back") && refused.contains("pillarbox recover"),
+        "{refused}"
+    );
+    let findings = recover_scene(&scene).await?;
+    ensure!(findings.sinks[0].found > 0, "{findings:?}");
+    delivered(&scene, traffic).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn inv_2_a_snapshot_of_the_machine_is_put_back_before_clickhouse_26() -> Result<()> {
+    set_back(Flavour::V26).await
+}
+
+#[tokio::test]
+async fn inv_2_a_snapshot_of_the_machine_is_put_back_before_clickhouse_18() -> Result<()> {
+    set_back(Flavour::V18).await
 }

@@ -1,11 +1,14 @@
 //! A database that lives elsewhere: restored from a dump, copied beside the original, upgraded.
 
 use anyhow::{Context as _, Result, ensure};
+use pillarbox_relay::postgres::parse_url;
+use pillarbox_relay::recover::{Destination, Doubtful, Recovery};
+use pillarbox_testkit::oracle::Oracle;
 use pillarbox_testkit::servers::Flavour;
 
-use crate::recovery::{delivered, go_on, life_until, own_server, recover_scene};
-use crate::scene::Scene;
-use crate::traffic::Traffic;
+use crate::recovery::{delivered, go_on, life_until, own_server, plan, recover_scene};
+use crate::scene::{SINK, Scene, TABLE};
+use crate::traffic::{Event, Traffic, Way, commit};
 
 /// The transaction id that a server gives next.
 async fn next_xid(scene: &Scene) -> Result<i64> {
@@ -141,5 +144,50 @@ async fn inv_2_an_upgraded_server_goes_on_by_itself() -> Result<()> {
     delivered(&scene, traffic).await?;
     let known = "select system_identifier from pillarbox.sink";
     ensure!(scene.number(known).await? == scene.number(identity).await?);
+    Ok(())
+}
+
+/// What is published while one looks, with transaction ids that the old ledger has sealed, is kept; and
+/// looking comes to an end.
+#[tokio::test]
+async fn inv_1_events_published_during_a_recovery_are_kept() -> Result<()> {
+    let scene = Scene::on(own_server().await?, Flavour::V26).await?;
+    let oracle = Oracle::new();
+    let mut client = scene.postgres.connect().await?;
+    for n in 0..5 {
+        let event = Event::at(n, "trial", "{}".to_owned());
+        commit(&mut client, &oracle, Way::Function, &[event]).await?;
+    }
+    burn(&scene, 2_000).await?;
+    let event = Event::at(5, "trial", "{}".to_owned());
+    commit(&mut client, &oracle, Way::Function, &[event]).await?;
+    scene.drain().await?;
+    let sealed = next_xid(&scene).await?;
+    let dump = scene.postgres.dump(&[]).await?;
+    let scene = scene.moved_to(own_server().await?);
+    scene.postgres.restore(&dump).await?;
+    let mut client = scene.postgres.connect().await?;
+    let sink = scene.sink(TABLE)?;
+    let plan = plan(&scene.postgres, &sink).await?;
+    let destinations = [Destination {
+        name: SINK,
+        fingerprint: "test",
+        sink: &sink,
+        plan: &plan,
+        doubtful: Doubtful::Refuse,
+    }];
+    let config = parse_url(scene.postgres.url())?;
+    let recovery = Recovery::begin(&config, &destinations).await?;
+    let before = Event::at(6, "trial", "{}".to_owned());
+    commit(&mut client, &oracle, Way::Function, &[before]).await?;
+    let findings = recovery.judge(|_, _| ()).await?;
+    for n in 7..10 {
+        let later = Event::at(n, "trial", "{}".to_owned());
+        commit(&mut client, &oracle, Way::Insert, &[later]).await?;
+    }
+    ensure!(next_xid(&scene).await? < sealed, "the new cluster is young");
+    ensure!(recovery.rewrite(&findings).await? == 4, "{findings:?}");
+    let verdict = scene.holds_when_drained(&oracle).await?;
+    ensure!(verdict.delivered == 10, "{verdict}");
     Ok(())
 }
