@@ -12,6 +12,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+mod hosts;
 pub mod pooler;
 
 /// Oldest server whose `pg_current_xact_id`, `xid8` and `pg_snapshot` are as the schema needs them.
@@ -186,12 +187,29 @@ pub fn parse_url(url: &str) -> Result<Config, ConnectError> {
     url.parse::<Config>().map_err(ConnectError::Url)
 }
 
-/// Opens a session under `application_name`, with the settings that every session of ours has.
+/// Opens a session under `application_name`, with the settings that every session of ours has. Of
+/// several hosts it is the first that answers in time and, where the configuration says so, takes
+/// writes.
 ///
 /// # Errors
-/// When the server cannot be reached or refuses, or a pooler shows itself: our settings would stay in
+/// When no server can be reached, or one refuses, or a pooler shows itself: our settings would stay in
 /// its server connection, for the next one who is given it.
 pub async fn connect(config: &Config, application_name: &str) -> Result<Session, ConnectError> {
+    let mut away = ConnectError::Unreachable {
+        target: target(config),
+        source: None,
+    };
+    for host in hosts::each(config) {
+        match connect_to(&host, application_name).await {
+            // As libpq does: only what is not there is passed over.
+            Err(error @ ConnectError::Unreachable { .. }) => away = error,
+            other => return other,
+        }
+    }
+    Err(away)
+}
+
+async fn connect_to(config: &Config, application_name: &str) -> Result<Session, ConnectError> {
     let opening = async {
         // Twice, because a clock that is set at this moment looks like a pooler once.
         for _ in 0..2 {

@@ -7,6 +7,7 @@ mod guarantee;
 mod mended;
 mod outage;
 mod restart;
+mod stand_by;
 mod truncation;
 mod two_relays;
 mod volume;
