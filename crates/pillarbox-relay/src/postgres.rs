@@ -384,13 +384,18 @@ fn refusal(target: String, error: tokio_postgres::Error) -> ConnectError {
             source: Some(error),
         };
     };
-    let starting = [
+    // A limit of the role may strike before our settings lift it.
+    let passing = [
+        SqlState::QUERY_CANCELED,
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+        SqlState::IDLE_SESSION_TIMEOUT,
         SqlState::CANNOT_CONNECT_NOW,
         SqlState::ADMIN_SHUTDOWN,
         SqlState::CRASH_SHUTDOWN,
         SqlState::TOO_MANY_CONNECTIONS,
     ];
-    if starting.contains(answer.code()) {
+    if passing.contains(answer.code()) {
         return ConnectError::Unreachable {
             target,
             source: Some(error),
