@@ -320,14 +320,12 @@ impl Tenure for PostgresSession {
 
     async fn record(&self, record: &mut Record<'_>) -> Result<(), SourceError> {
         let mut control = self.control.lock().await;
-        if let (true, [outcome]) = (is_outcome(record), record.outcomes) {
-            timed(ledger::confirm(control.client(), self.sink, outcome)).await?;
-            step!("confirmed");
-            return Ok(());
-        }
         let warnings = control.warnings().clone();
         let is_seal = !record.batches.is_empty();
-        timed(async {
+        let writing = async {
+            if let (true, [outcome]) = (is_outcome(record), record.outcomes) {
+                return ledger::confirm(control.client(), self.sink, outcome).await;
+            }
             let transaction = begin(&mut control).await?;
             ledger::write(&transaction, self.sink, &self.source.relay, record).await?;
             if is_seal {
@@ -335,8 +333,8 @@ impl Tenure for PostgresSession {
                 return ledger::commit_durably(transaction, &warnings).await;
             }
             transaction.commit().await.map_err(lost)
-        })
-        .await?;
+        };
+        timed(writing).await?;
         if is_seal {
             step!("sealed");
         } else {
