@@ -176,6 +176,10 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         };
         loop {
             self.moved();
+            if tenure.switches.borrow().paused {
+                // What was decided before a pause may no longer hold after it.
+                sending.is_unknown = sending.was_unknown;
+            }
             if self.held_back(tenure).await {
                 return Ok(BlockEnd::Stopped);
             }
