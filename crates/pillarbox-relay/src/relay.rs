@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::pulse::Pulse;
-use crate::sink::{Reaction, Sink, Trouble};
+use crate::sink::{Plan as _, Reaction, Sink, Trouble};
 use crate::source::{Request, Session, Source, SourceError, Standby, Switches};
 
 mod beside;
@@ -255,6 +255,8 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             return Ok(());
         }
         tenure.origin = standing.origin;
+        let guarantee = tenure.plan.guarantee().as_str();
+        tracing::info!(guarantee, "the sink is ready");
         *has_started = true;
         self.pulse.standing(&standing.unfinished, self.clock.now());
         if standing.unfinished.is_empty() {

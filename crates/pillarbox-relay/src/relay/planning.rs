@@ -33,7 +33,6 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             };
             let trouble = match planned {
                 Ok(plan) => {
-                    tracing::info!(guarantee = plan.guarantee().as_str(), "the sink is ready");
                     self.pulse.planned(plan.guarantee());
                     return Ok(Some(plan));
                 }

@@ -12,6 +12,7 @@ mod space;
 mod views;
 
 use std::os::unix::process::ExitStatusExt as _;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use pillarbox_testkit::oracle::{Oracle, Verdict, read_clickhouse};
@@ -109,7 +110,15 @@ async fn profile(server: &ClickHouse, settings: &[(&str, &str)]) -> Result<()> {
         .map(|(name, value)| format!("<{name}>{value}</{name}>"))
         .collect();
     let users = format!("{head}<profiles><default>{given}</default></profiles>{tail}");
-    std::fs::write(&file, users)?;
+    // The server compares the file's time by the second: each change gets one of its own.
+    let written_at = std::fs::metadata(&file)?.modified()? + Duration::from_secs(1);
+    let fresh = file.with_extension("new");
+    std::fs::write(&fresh, users)?;
+    std::fs::File::options()
+        .write(true)
+        .open(&fresh)?
+        .set_modified(written_at)?;
+    std::fs::rename(&fresh, &file)?;
     eventually("the profile to be read", PATIENCE, || async {
         let changed = "select name, value from system.settings where changed order by name";
         // A profile may be such that this is refused.
