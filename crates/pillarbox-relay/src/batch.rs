@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::sink::{Encoder, Pushed, RowError};
+use crate::sink::{Encoder, Pushed, RowError, Terms};
 use crate::snapshot::{Cut, Span};
 use crate::source::Rows;
 
@@ -95,6 +95,8 @@ pub struct Batch {
     pub span: Span,
     /// Which of the span's events, where these are not all.
     pub selection: Selection,
+    /// On what it was sealed; `None` for a batch of schema version 1.
+    pub terms: Option<Terms>,
     /// Number of events.
     pub rows: u64,
     /// Bytes of the events as read from the outbox.

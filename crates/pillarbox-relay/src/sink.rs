@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::batch::{Batch, EncodedBlock, Row};
 
@@ -29,12 +31,12 @@ pub trait Sink: Send + Sync + 'static {
         outbox: &[OutboxColumn],
     ) -> impl Future<Output = Result<Self::Plan, Trouble>> + Send;
 
-    /// Sends one block as one insert and says what became of it. `attempt` counts from 1.
+    /// Sends one block as one insert and says what became of it.
     fn deliver(
         &self,
         plan: &Self::Plan,
         insert: &Insert<'_>,
-        attempt: u32,
+        attempt: Attempt,
     ) -> impl Future<Output = Delivery> + Send;
 
     /// Decides about a block whose insert may or may not have been applied.
@@ -96,8 +98,12 @@ pub trait Plan: Clone + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// The outbox columns to read, in the order in which the encoder expects them.
     fn columns(&self) -> &[String];
 
-    /// An encoder of one batch, of the rows of one partition where `only` names it.
-    fn encoder(&self, only: Option<&str>) -> Self::Encoder;
+    /// On what a batch is sealed now.
+    fn terms(&self) -> &Terms;
+
+    /// An encoder of one batch, of the rows of one partition where `only` names it. The digest of a
+    /// batch that was sealed before covers the columns of the `terms` of that time.
+    fn encoder(&self, only: Option<&str>, terms: Option<&Terms>) -> Self::Encoder;
 
     /// How the destination keeps a batch from being written twice.
     fn guarantee(&self) -> Guarantee;
@@ -169,6 +175,61 @@ impl Insert<'_> {
     /// The block's deduplication token.
     pub fn token(&self) -> String {
         self.batch.token(self.ordinal)
+    }
+}
+
+/// The first byte of an insert leaves so soon after its relay was last seen to hold the lock, or none
+/// does. Shorter than the shortest time after which a stand-by takes over.
+const BEGINS_WITHIN: Duration = Duration::from_secs(10);
+
+/// One attempt at an insert.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    /// Counts from 1.
+    pub number: u32,
+    /// After this nothing may begin to be sent: by then another relay may look at what is there.
+    pub begins_by: Instant,
+}
+
+impl Attempt {
+    /// The `number`-th attempt, of a relay that knew at `checked_at` that it may send.
+    pub fn new(number: u32, checked_at: Instant) -> Self {
+        Self {
+            number,
+            begins_by: checked_at + BEGINS_WITHIN,
+        }
+    }
+}
+
+/// On what a batch was sealed. A destination may be another one when the batch is looked for, or sent
+/// again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terms {
+    /// The columns that its digest covers, in their order.
+    pub proven: Vec<String>,
+    /// For how long the destination remembered tokens.
+    pub token_window: TokenWindow,
+}
+
+/// For how long a destination remembers the token of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenWindow {
+    /// Blocks that it remembers; 0 when it remembers none.
+    pub blocks: u64,
+    /// Seconds that it remembers them; `None` when only the number counts.
+    pub seconds: Option<u64>,
+}
+
+impl TokenWindow {
+    /// What both remember.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Self {
+            blocks: self.blocks.min(other.blocks),
+            seconds: self.seconds.into_iter().chain(other.seconds).min(),
+        }
     }
 }
 

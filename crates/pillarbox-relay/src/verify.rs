@@ -9,8 +9,8 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use crate::batch::{Block, NUMBER_BITS, sink_value};
-use crate::sink::Trouble;
 use crate::sink::clickhouse::{ClickHouse, ClickHousePlan};
+use crate::sink::{Terms, Trouble};
 
 /// Batches compared with one query.
 const STRETCH: i64 = 1_000;
@@ -75,15 +75,26 @@ pub async fn prove(
             return Ok(proof);
         };
         after = last.get(0);
-        let expected = rows.iter().map(expected).collect::<Result<Vec<_>, _>>()?;
+        let mut expected = rows.iter().map(expected).collect::<Result<Vec<_>, _>>()?;
         let mut held: Vec<Held> = Vec::new();
         // Batches of one origin lie side by side; a stretch has two of them after a failover.
-        let is_same_origin =
-            |a: &Expected, b: &Expected| a.sink_value >> NUMBER_BITS == b.sink_value >> NUMBER_BITS;
-        for stretch in expected.chunk_by(is_same_origin) {
-            if let (Some(first), Some(last)) = (stretch.first(), stretch.last()) {
-                let found = sink.held_between(plan, first.sink_value, last.sink_value);
-                held.extend(found.await?);
+        let is_alike = |a: &Expected, b: &Expected| {
+            a.sink_value >> NUMBER_BITS == b.sink_value >> NUMBER_BITS && a.terms == b.terms
+        };
+        for stretch in expected.chunk_by_mut(is_alike) {
+            let (Some(first), Some(last)) = (stretch.first(), stretch.last()) else {
+                continue;
+            };
+            if plan.can_prove(first.terms.as_ref()) {
+                let values = first.sink_value..=last.sink_value;
+                held.extend(
+                    sink.held_between(plan, first.terms.as_ref(), values)
+                        .await?,
+                );
+            } else {
+                stretch
+                    .iter_mut()
+                    .for_each(|batch| batch.is_provable = false);
             }
         }
         proof.add(compare(&expected, &held));
@@ -108,6 +119,11 @@ fn expected(row: &Row) -> Result<Expected, ProofError> {
             .map(|(_, block)| block)
             .collect(),
         repaired: row.get(5),
+        terms: row
+            .get::<_, Option<&str>>(6)
+            .map(serde_json::from_str)
+            .transpose()?,
+        is_provable: true,
     })
 }
 
@@ -122,6 +138,10 @@ pub struct Expected {
     pub blocks: Vec<Block>,
     /// Partitions whose block was delivered again, because the sink had lost it; as the ledger names them.
     pub repaired: Vec<String>,
+    /// On what it was sealed.
+    pub terms: Option<Terms>,
+    /// Whether the sink still has every column that its digest covers.
+    pub is_provable: bool,
 }
 
 /// What a sink holds of one batch in one partition.
@@ -184,7 +204,8 @@ pub struct Proof {
     pub batches: u64,
     /// Rows that are there as the ledger says.
     pub rows: u64,
-    /// Blocks that cannot be looked for: they were sealed without the column `batch`.
+    /// Blocks that cannot be proven: they were sealed without the column `batch`, or the sink no longer
+    /// has a column that their digest covers.
     pub unprovable: u64,
     /// Everything else.
     pub findings: Vec<Finding>,
@@ -215,7 +236,7 @@ pub fn compare(expected: &[Expected], held: &[Held]) -> Proof {
         for block in &batch.blocks {
             let there = found.remove(&(batch.sink_value, block.partition.as_str()));
             let is_repaired = batch.repaired.contains(&block.partition);
-            if !block.is_numbered {
+            if !block.is_numbered || !batch.is_provable {
                 proof.unprovable += 1;
                 continue;
             }
@@ -288,6 +309,8 @@ mod tests {
             sink_value: 70,
             blocks,
             repaired: repaired.iter().map(|name| (*name).to_owned()).collect(),
+            terms: None,
+            is_provable: true,
         }
     }
 
@@ -336,6 +359,14 @@ mod tests {
         assert_eq!(differences(&repaired, &[]), []);
         let back = differences(&repaired, &[held(70, "a", 3, 9)]);
         assert_eq!(back, [(Difference::Surplus, 0, 3)]);
+    }
+
+    #[test]
+    fn a_batch_whose_columns_are_gone_cannot_be_proven() {
+        let mut gone = batch(vec![block("a", 3, 9)], &[]);
+        gone.is_provable = false;
+        let proof = compare(&[gone], &[]);
+        assert_eq!((proof.unprovable, proof.findings.len()), (1, 0));
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Verify {
             show(&sink.name, &proof, &account)?;
             self.say_next(&sink.name, &proof, requested);
         }
-        Ok(match proof.findings.is_empty() {
+        Ok(match proof.findings.is_empty() && account.is_balanced() {
             true => Exit::Done,
             false => Exit::Refused,
         })
@@ -155,6 +155,15 @@ impl Account {
             dropped: row.get(5),
         })
     }
+
+    /// What became of the events. What was sealed is counted for itself.
+    fn settled(&self) -> i64 {
+        self.pending + self.in_flight + self.delivered + self.dead + self.dropped
+    }
+
+    fn is_balanced(&self) -> bool {
+        self.published == self.settled()
+    }
 }
 
 fn as_json(sink: &str, proof: &Proof, account: &Account, requested: u64) -> Value {
@@ -173,7 +182,7 @@ fn as_json(sink: &str, proof: &Proof, account: &Account, requested: u64) -> Valu
         .collect();
     json!({
         "sink": sink,
-        "holds": proof.findings.is_empty(),
+        "holds": proof.findings.is_empty() && account.is_balanced(),
         "batches": proof.batches,
         "rows": proof.rows,
         "unprovable_blocks": proof.unprovable,
@@ -198,7 +207,8 @@ fn show(sink: &str, proof: &Proof, account: &Account) -> Result<(), Failure> {
     ))?;
     if proof.unprovable > 0 {
         output::line(format!(
-            "{} cannot be looked for: sealed before the table had the column batch",
+            "{} cannot be proven: sealed before the table had the column batch, or by columns that it \
+             no longer has",
             plural(proof.unprovable, "block")
         ))?;
     }
@@ -220,8 +230,16 @@ fn show(sink: &str, proof: &Proof, account: &Account) -> Result<(), Failure> {
             output::line(format!("… and {more} more; see all with --json"))?;
         }
     }
+    if !account.is_balanced() {
+        output::line(format!(
+            "of {} published, {} are accounted for: somebody changed the ledger",
+            plural(account.published.unsigned_abs(), "event"),
+            account.settled()
+        ))?;
+    }
+    let sign = if account.is_balanced() { "=" } else { "≠" };
     output::line(format!(
-        "published {} = pending {} + in flight {} + delivered {} + dead {} + dropped {}",
+        "published {} {sign} pending {} + in flight {} + delivered {} + dead {} + dropped {}",
         account.published,
         account.pending,
         account.in_flight,

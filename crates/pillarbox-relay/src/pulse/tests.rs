@@ -26,6 +26,7 @@ fn batch(number: i64) -> Batch {
         parent: None,
         root: None,
         selection: Selection::default(),
+        terms: None,
         span: Span {
             from: snapshot(),
             to: snapshot(),

@@ -10,7 +10,7 @@ use super::sealing::Prepared;
 use super::{Halt, Relay, Tenure};
 use crate::clock::Clock;
 use crate::failpoint::step;
-use crate::sink::{Delivery, Doubt, Insert, Look, Reaction, Resolution, Sink, Trouble};
+use crate::sink::{Attempt, Delivery, Doubt, Insert, Look, Reaction, Resolution, Sink, Trouble};
 use crate::source::{DeadLetter, Outcome, Record, Session, Source};
 
 /// What became of one batch's blocks.
@@ -322,9 +322,10 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
         insert: &Insert<'_>,
-        attempt: u32,
+        number: u32,
     ) -> Result<Delivery, Halt> {
         // Whoever lost the lock must not send: the new holder may be looking into the sink.
+        let attempt = Attempt::new(number, self.clock.now());
         tenure.session.beat().await?;
         step!("before-send");
         self.pulse.inserting();

@@ -121,6 +121,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 selection: &selection,
                 limits,
                 dead_max: 0,
+                terms: None,
             };
             let builder = self.read(tenure, reading).await?;
             if builder.rows() != rows_max || (is_first && builder.cut().is_none()) {
@@ -170,6 +171,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 root: Some(root),
                 span: half.span,
                 selection: half.selection,
+                terms: Some(tenure.plan.terms().clone()),
                 rows: draft.rows,
                 bytes: draft.bytes,
                 digest: draft.digest(),
@@ -207,7 +209,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             rows_max: 1,
             bytes_max: u64::MAX,
         };
-        let encoder = tenure.plan.encoder(selection.only.as_deref());
+        let encoder = tenure.plan.encoder(selection.only.as_deref(), None);
         let mut finder = Finder {
             builder: Builder::new(encoder, limits).without(&selection.without),
             at: None,

@@ -54,7 +54,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         };
         let mut limits = self.options.limits;
         limits.rows_max = limits.rows_max.min(RETRIED_MAX);
-        let builder = Builder::new(tenure.plan.encoder(None), limits);
+        let builder = Builder::new(tenure.plan.encoder(None, None), limits);
         let mut taker = Taker {
             builder: builder.setting_aside(self.dead_max()),
             taken: Vec::new(),
@@ -154,6 +154,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             selection,
             limits,
             dead_max: self.dead_max(),
+            terms: None,
         };
         self.read(tenure, reading).await
     }

@@ -13,7 +13,7 @@ use crate::batch::{
     Batch, Builder, Draft, EncodedBlock, Kind, Limits, Selection, Store, sink_value,
 };
 use crate::clock::Clock;
-use crate::sink::{Doubt, Plan, RowError, Sink};
+use crate::sink::{Doubt, Plan, RowError, Sink, Terms};
 use crate::snapshot::{Cut, Position, Snapshot, Span};
 use crate::source::{
     DeadLetter, Ending, Outcome, Record, Session, Source, SourceError, Standing, Unfinished,
@@ -62,6 +62,8 @@ pub(super) struct Reading<'a> {
     pub(super) limits: Limits,
     /// Rows to set aside at most; with 0, one that the sink cannot represent is an error.
     pub(super) dead_max: u64,
+    /// On what the batch was sealed, where it was.
+    pub(super) terms: Option<&'a Terms>,
 }
 
 /// What a batch is, before it has a number.
@@ -74,7 +76,14 @@ pub(super) struct Sketch {
 
 impl Sketch {
     /// The batch with this number; the events in `dead` do not belong to it.
-    fn batch(self, origin: u32, number: i64, draft: &Draft, dead: &[DeadLetter]) -> Batch {
+    fn batch(
+        self,
+        origin: u32,
+        number: i64,
+        terms: &Terms,
+        draft: &Draft,
+        dead: &[DeadLetter],
+    ) -> Batch {
         let mut selection = self.selection;
         if selection.store == Store::Requested {
             selection.store = Store::Retried(number);
@@ -92,6 +101,7 @@ impl Sketch {
             root: None,
             span: self.span,
             selection,
+            terms: Some(terms.clone()),
             rows: draft.rows,
             bytes: draft.bytes,
             digest: draft.digest(),
@@ -232,6 +242,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             selection: &Selection::default(),
             limits: self.options.limits,
             dead_max: self.dead_max(),
+            terms: None,
         };
         let builder = self.read(tenure, reading).await?;
         if builder.rows() + builder.dead() == 0 {
@@ -287,7 +298,8 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             ..Outcome::delivered(number, 0)
         };
         let is_empty = draft.rows == 0;
-        let mut batches = [sketch.batch(tenure.origin, number, &draft, &dead)];
+        let terms = tenure.plan.terms();
+        let mut batches = [sketch.batch(tenure.origin, number, terms, &draft, &dead)];
         let record = &mut Record {
             batches: &mut batches,
             outcomes: if is_empty {
@@ -353,6 +365,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             rows = batch.rows,
             "settling an unfinished batch"
         );
+        if let Some(gone) = gone(&batch, tenure.plan.columns()) {
+            return Err(gone.into());
+        }
         let limits = Limits {
             rows_max: batch.rows.saturating_add(1),
             bytes_max: u64::MAX,
@@ -362,6 +377,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             selection: &batch.selection,
             limits,
             dead_max: 0,
+            terms: batch.terms.as_ref(),
         };
         let draft = self.read(tenure, reading).await?.finish(batch.sink_value());
         if !draft.is_as_sealed(&batch) {
@@ -395,8 +411,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             selection,
             limits,
             dead_max,
+            terms,
         } = reading;
-        let encoder = tenure.plan.encoder(selection.only.as_deref());
+        let encoder = tenure.plan.encoder(selection.only.as_deref(), terms);
         let mut builder = Builder::new(encoder, limits)
             .without(&selection.without)
             .setting_aside(dead_max);
@@ -432,6 +449,17 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             blocks_before: self.blocks.load(Ordering::Relaxed),
         }
     }
+}
+
+/// A column that a sealed batch is proven by, and that the sink no longer has.
+fn gone(batch: &Batch, columns: &[String]) -> Option<SourceError> {
+    let mut proven = batch.terms.iter().flat_map(|terms| &terms.proven);
+    let name = proven.find(|name| !columns.contains(name))?;
+    Some(SourceError::Broken(format!(
+        "batch {} was sealed when the sink had the column {name}, which it has no longer; add it \
+         again until the batch is delivered",
+        batch.number
+    )))
 }
 
 fn unrepresentable(number: i64, error: &RowError) -> DeadLetter {

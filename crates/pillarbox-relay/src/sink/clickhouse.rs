@@ -38,6 +38,7 @@ mod verdict;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -47,16 +48,20 @@ pub use self::events::{EVENTS_MAX, EventFilter, EventRow};
 pub use self::health::{Disk, Health, Parts, Replica};
 pub use self::identities::Sought;
 pub use self::native::NativeEncoder;
-pub use self::plan::{ClickHousePlan, Window};
+pub use self::plan::ClickHousePlan;
 pub use self::report::{ColumnReport, SinkReport};
 
 use uuid::Uuid;
 
 use self::client::Client;
 use self::doubts::Doubts;
+use self::fence::Fence;
 use crate::verify::Held;
 
-use super::{Delivery, Doubt, Guarantee, Insert, Look, OutboxColumn, Resolution, Sink, Trouble};
+use super::{
+    Attempt, Delivery, Doubt, Guarantee, Insert, Look, OutboxColumn, Resolution, Sink, Terms,
+    Trouble,
+};
 use crate::batch::{NUMBER_BITS, sink_value};
 
 /// The last number of a batch.
@@ -87,19 +92,6 @@ impl ClickHouse {
             table,
             doubts: Doubts::default(),
         })
-    }
-
-    /// Rows and digest of what the table holds of the batch whose column `batch` is `sink_value`
-    /// (INV-13).
-    ///
-    /// # Errors
-    /// When the table has no column `batch` or cannot be asked.
-    pub async fn held(
-        &self,
-        plan: &ClickHousePlan,
-        sink_value: u64,
-    ) -> Result<(u64, u64), Trouble> {
-        lookup::held(&self.client, plan, &self.table, sink_value).await
     }
 
     /// Whether the table keeps the identity of events, so that one can look for them.
@@ -139,18 +131,18 @@ impl ClickHouse {
         identities::unidentified(&self.client, plan, &self.table, sought).await
     }
 
-    /// What the table holds of the batches whose column `batch` lies between two values, both included,
-    /// by batch and partition (INV-13).
+    /// What the table holds of the batches with these terms whose column `batch` lies between two
+    /// values, both included, by batch and partition (INV-13).
     ///
     /// # Errors
     /// When the table has no column `batch` or cannot be asked.
     pub async fn held_between(
         &self,
         plan: &ClickHousePlan,
-        first: u64,
-        last: u64,
+        terms: Option<&Terms>,
+        values: RangeInclusive<u64>,
     ) -> Result<Vec<Held>, Trouble> {
-        lookup::held_between(&self.client, plan, &self.table, first, last).await
+        lookup::held_between(&self.client, plan, &self.table, terms, values).await
     }
 
     /// Creates database and table, the best that the server knows, and returns the statements.
@@ -189,8 +181,13 @@ impl ClickHouse {
     /// the token of rows that it does not hold, and the earlier attempt may have come through too.
     async fn verify(&self, plan: &ClickHousePlan, insert: &Insert<'_>, server: String) -> Delivery {
         let token = insert.token();
-        let seen = lookup::examine(&self.client, plan, &self.table, insert, Duration::ZERO).await;
-        match seen {
+        let (client, table) = (&self.client, &self.table);
+        let strictness = match plan.0.guarantee {
+            Guarantee::Token => Fence::OfThoseThatAnswer,
+            _ => Fence::OfAll,
+        };
+        let seen = lookup::examine(client, plan, table, insert, Duration::ZERO, strictness).await;
+        match seen.map(|seen| seen.look) {
             Ok(Look::Nothing) => {
                 self.doubts.note_absence(&token);
                 Delivery::Unknown(self.absent(plan, insert))
@@ -237,9 +234,15 @@ impl Sink for ClickHouse {
         preflight::plan(&self.client, &self.config, outbox).await
     }
 
-    async fn deliver(&self, plan: &ClickHousePlan, insert: &Insert<'_>, attempt: u32) -> Delivery {
+    async fn deliver(
+        &self,
+        plan: &ClickHousePlan,
+        insert: &Insert<'_>,
+        attempt: Attempt,
+    ) -> Delivery {
+        let Attempt { number, begins_by } = attempt;
         let token = insert.token();
-        let query_id = format!("{}-{}-{attempt}", insert.batch.batch_id, insert.ordinal);
+        let query_id = format!("{}-{}-{number}", insert.batch.batch_id, insert.ordinal);
         let comment = format!(
             "pillarbox batch {} block {}",
             insert.batch.number, insert.ordinal
@@ -254,7 +257,7 @@ impl Sink for ClickHouse {
         }
         match self
             .client
-            .insert(&plan.0.insert, &parameters, insert.body)
+            .insert(&plan.0.insert, &parameters, insert.body, begins_by)
             .await
         {
             Ok(success) if lookup::can_look(plan, insert) && self.doubts.holds(&token) => {
@@ -268,7 +271,7 @@ impl Sink for ClickHouse {
                 if verdict::blames_view(&fault) {
                     self.doubts.note_view_failure(&token);
                 }
-                let delivery = verdict::judge(&fault, attempt, plan.0.has_token);
+                let delivery = verdict::judge(&fault, number, plan.0.has_token);
                 if matches!(delivery, Delivery::Unknown(_)) {
                     self.doubts.note(&token);
                 }
@@ -315,13 +318,17 @@ impl Sink for ClickHouse {
         match doubt {
             _ if !lookup::can_look(plan, insert) => match doubt {
                 Some(doubt) if table::is_unchanged(client, &self.config, doubt.age).await? => {
-                    fence::fence(client, plan, table, insert).await?;
+                    fence::fence(client, plan, table, insert, Fence::OfAll).await?;
                     Ok(Look::Unchanged)
                 }
                 _ => Ok(Look::Blind),
             },
-            Some(doubt) => lookup::examine(client, plan, table, insert, doubt.quiet).await,
-            None => lookup::look(client, plan, table, insert).await,
+            Some(doubt) => {
+                let quiet = doubt.quiet;
+                let seen = lookup::examine(client, plan, table, insert, quiet, Fence::OfAll);
+                Ok(seen.await?.look)
+            }
+            None => Ok(lookup::look(client, plan, table, insert).await?.look),
         }
     }
 

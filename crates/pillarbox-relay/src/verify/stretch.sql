@@ -6,7 +6,8 @@ select
         select coalesce(r.selection ->> 'only', block.value ->> 'partition')
         from pillarbox.batch r, pg_catalog.jsonb_array_elements(r.blocks) block
         where r.sink = b.sink and r.kind = 'repair' and r.parent = b.number
-    ) as repaired
+    ) as repaired,
+    b.terms::text
 from pillarbox.batch b
 join pillarbox.delivery d on d.sink = b.sink and d.number = b.number
 where b.sink = $1

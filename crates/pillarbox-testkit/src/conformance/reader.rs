@@ -100,6 +100,7 @@ pub fn batch(number: i64, origin: u32, span: Span, rows: u64) -> Batch {
         parent: None,
         root: None,
         selection: Selection::default(),
+        terms: None,
         span,
         rows,
         bytes: rows * 100,

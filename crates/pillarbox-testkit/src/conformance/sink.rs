@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 use pillarbox_relay::batch::{Batch, EncodedBlock, Kind, Row, Selection, sink_value};
 use pillarbox_relay::sink::{
-    Delivery, Doubt, Encoder, Guarantee, Insert, Plan, Pushed, Resolution, Sink,
+    Attempt, Delivery, Doubt, Encoder, Guarantee, Insert, Plan, Pushed, Resolution, Sink,
 };
 use pillarbox_relay::snapshot::{Cut, Position, Snapshot};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::fake::{FakeEvent, outbox_columns};
@@ -137,6 +138,11 @@ impl Parcel {
     }
 }
 
+/// The `number`-th attempt, of a relay that may send now.
+pub fn nth(number: u32) -> Attempt {
+    Attempt::new(number, Instant::now())
+}
+
 /// Events `seconds` apart, the first one two seconds before a month ends.
 pub fn events(count: usize, seconds: u64) -> Vec<FakeEvent> {
     let event = |number: usize| {
@@ -152,7 +158,7 @@ pub fn events(count: usize, seconds: u64) -> Vec<FakeEvent> {
 /// # Errors
 /// When the encoder refuses one.
 pub fn seal<P: Plan>(plan: &P, number: i64, events: &[FakeEvent]) -> Result<Parcel> {
-    let mut encoder = plan.encoder(None);
+    let mut encoder = plan.encoder(None, None);
     for (id, event) in events.iter().enumerate() {
         let published_at = event.event_date_time;
         let owned = plan.columns().iter();
@@ -179,6 +185,7 @@ pub fn seal<P: Plan>(plan: &P, number: i64, events: &[FakeEvent]) -> Result<Parc
         parent: None,
         root: None,
         selection: Selection::default(),
+        terms: Some(plan.terms().clone()),
         span: Position::genesis(Snapshot::origin()).next_span(Snapshot::origin()),
         rows: events.len() as u64,
         bytes: 0,
@@ -200,7 +207,7 @@ async fn deliver<W: SinkWorld>(
 ) -> Result<()> {
     for ordinal in 0..parcel.blocks.len() {
         let insert = parcel.insert(ordinal);
-        match world.sink().deliver(plan, &insert, 1).await {
+        match world.sink().deliver(plan, &insert, nth(1)).await {
             Delivery::Delivered(_) => {}
             other => bail!("block {ordinal} was not delivered: {other:?}"),
         }
@@ -241,7 +248,7 @@ pub(super) async fn settle<W: SinkWorld>(
                 }
             }
         }
-        match world.sink().deliver(plan, insert, attempt).await {
+        match world.sink().deliver(plan, insert, nth(attempt)).await {
             Delivery::Delivered(_) => return Ok(()),
             Delivery::Rejected(trouble) => bail!("rejected: {trouble}"),
             Delivery::Retry(_) => {}
@@ -280,7 +287,7 @@ async fn blocks_are_partitions<W: SinkWorld>(world: &W) -> Result<()> {
     let other = seal(&plan, 1, &other)?;
     ensure!(other.batch.blocks[0].digest != map[0].digest, "digest");
     ensure!(other.batch.blocks[1].digest == map[1].digest, "digest");
-    let empty = plan.encoder(None).finish(sink_value(ORIGIN, 2));
+    let empty = plan.encoder(None, None).finish(sink_value(ORIGIN, 2));
     ensure!(empty.is_empty(), "no rows, but blocks: {empty:?}");
     ensure!(world.stored().await?.is_empty(), "encoding wrote rows");
     Ok(())
@@ -290,10 +297,10 @@ async fn a_block_is_delivered_once<W: SinkWorld>(world: &W) -> Result<()> {
     let plan = plan(world).await?;
     let sent = events(6, 1);
     let parcel = seal(&plan, 1, &sent)?;
-    let first = world.sink().deliver(&plan, &parcel.insert(0), 1).await;
+    let first = world.sink().deliver(&plan, &parcel.insert(0), nth(1)).await;
     ensure!(matches!(first, Delivery::Delivered(_)), "{first:?}");
     holds(world, &sent[..2]).await?;
-    let second = world.sink().deliver(&plan, &parcel.insert(1), 1).await;
+    let second = world.sink().deliver(&plan, &parcel.insert(1), nth(1)).await;
     ensure!(matches!(second, Delivery::Delivered(_)), "{second:?}");
     holds(world, &sent).await?;
     if plan.guarantee() == Guarantee::Token {
@@ -301,7 +308,7 @@ async fn a_block_is_delivered_once<W: SinkWorld>(world: &W) -> Result<()> {
         for ordinal in [0, 1, 0] {
             let again = world
                 .sink()
-                .deliver(&plan, &parcel.insert(ordinal), 2)
+                .deliver(&plan, &parcel.insert(ordinal), nth(2))
                 .await;
             ensure!(matches!(again, Delivery::Delivered(_)), "{again:?}");
         }
@@ -400,7 +407,7 @@ async fn a_dropped_delivery_is_unknown<W: SinkWorld>(world: &W) -> Result<()> {
         let sent = events(2000, 0);
         let parcel = seal(&plan, number, &sent)?;
         let insert = parcel.insert(0);
-        let delivery = world.sink().deliver(&plan, &insert, 1);
+        let delivery = world.sink().deliver(&plan, &insert, nth(1));
         let cut = tokio::time::timeout(Duration::from_micros(micros), delivery).await;
         match cut {
             Ok(Delivery::Delivered(_)) => {}
@@ -421,7 +428,7 @@ async fn mishaps_double_nothing<W: SinkWorld>(world: &W, mishap: Mishap) -> Resu
     if !world.fail(mishap).await? {
         return Ok(());
     }
-    let delivery = world.sink().deliver(&plan, &insert, 1).await;
+    let delivery = world.sink().deliver(&plan, &insert, nth(1)).await;
     world.heal().await?;
     let is_unknown = match delivery {
         Delivery::Delivered(_) => return holds(world, &sent).await,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use pillarbox_relay::sink::{Delivery, Reaction, Resolution, Sink};
 use uuid::Uuid;
 
-use super::sink::{FRESH, OLD, Parcel, SinkWorld, events, holds, plan, seal, settle};
+use super::sink::{FRESH, OLD, Parcel, SinkWorld, events, holds, nth, plan, seal, settle};
 use crate::fake::{FakeEvent, outbox_columns};
 
 /// A table on which others work, too.
@@ -53,7 +53,7 @@ async fn send<W: SharedWorld>(
     plan: &<W::Sink as Sink>::Plan,
     parcel: &Parcel,
 ) -> Delivery {
-    world.sink().deliver(plan, &parcel.insert(0), 1).await
+    world.sink().deliver(plan, &parcel.insert(0), nth(1)).await
 }
 
 /// Each event is in the view once, and nothing else.

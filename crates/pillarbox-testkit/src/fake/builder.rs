@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pillarbox_relay::sink::Guarantee;
+use pillarbox_relay::sink::{Guarantee, Terms};
 
 use super::clock::FakeClock;
 use super::destination::Destination;
@@ -131,6 +131,7 @@ impl FakeSinkBuilder {
     pub fn build(self) -> FakeSink {
         let layout = Layout {
             columns: Vec::new(),
+            terms: Terms::default(),
             guarantee: self.guarantee,
             partition: self.partition,
             partitions_max: self.partitions_max,

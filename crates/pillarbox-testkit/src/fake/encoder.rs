@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pillarbox_relay::batch::{Block, EncodedBlock, Row};
-use pillarbox_relay::sink::{Encoder, Guarantee, Plan, Pushed, RowError};
+use pillarbox_relay::sink::{Encoder, Guarantee, Plan, Pushed, RowError, Terms};
 use uuid::Uuid;
 
 use super::gauge::{Alive, Gauge};
@@ -56,6 +56,7 @@ pub(super) type Ask<T> = Arc<dyn Fn(&Fields<'_>) -> T + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct Layout {
     pub(super) columns: Vec<String>,
+    pub(super) terms: Terms,
     pub(super) guarantee: Guarantee,
     pub(super) partition: Ask<String>,
     pub(super) partitions_max: usize,
@@ -100,7 +101,11 @@ impl Plan for FakePlan {
         &self.0.columns
     }
 
-    fn encoder(&self, only: Option<&str>) -> FakeEncoder {
+    fn terms(&self) -> &Terms {
+        &self.0.terms
+    }
+
+    fn encoder(&self, only: Option<&str>, _: Option<&Terms>) -> FakeEncoder {
         FakeEncoder {
             layout: Arc::clone(&self.0),
             only: only.map(str::to_owned),

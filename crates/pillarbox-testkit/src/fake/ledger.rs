@@ -77,6 +77,7 @@ impl Ledger {
             parent: None,
             root: None,
             selection: Selection::default(),
+            terms: None,
             span: Span {
                 from: start.clone(),
                 to: start,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pillarbox_relay::clock::Clock as _;
+use pillarbox_relay::sink;
 use pillarbox_relay::sink::{
     Delivery, Doubt, Guarantee, Insert, Look, OutboxColumn, Reaction, Resolution, Sink, Trouble,
 };
@@ -252,10 +253,16 @@ impl Sink for FakeSink {
         self.preflight()?;
         let mut layout = self.shared.manners.layout.clone();
         layout.columns = FakePlan::columns_of(outbox);
+        layout.terms.proven.clone_from(&layout.columns);
         Ok(FakePlan(Arc::new(layout)))
     }
 
-    async fn deliver(&self, plan: &FakePlan, insert: &Insert<'_>, _attempt: u32) -> Delivery {
+    async fn deliver(
+        &self,
+        plan: &FakePlan,
+        insert: &Insert<'_>,
+        _attempt: sink::Attempt,
+    ) -> Delivery {
         tokio::task::yield_now().await;
         let observe = self.state().observe.clone();
         if let Some(observe) = observe {

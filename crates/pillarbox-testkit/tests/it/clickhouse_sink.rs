@@ -14,6 +14,7 @@ use pillarbox_relay::sink::{
     Delivery, Doubt, Encoder, Insert, OutboxColumn, Plan, Pushed, Sink, Trouble,
 };
 use pillarbox_relay::snapshot::{Cut, Position, Snapshot};
+use pillarbox_testkit::conformance::sink::nth;
 use pillarbox_testkit::servers::{ClickHouse as Server, Flavour};
 use uuid::Uuid;
 
@@ -118,7 +119,7 @@ fn seal(
     number: i64,
     events: &[Event],
 ) -> Result<(Batch, Vec<EncodedBlock>)> {
-    let mut encoder = plan.encoder(None);
+    let mut encoder = plan.encoder(None, None);
     for (id, event) in events.iter().enumerate() {
         let owned: Vec<_> = plan
             .columns()
@@ -149,6 +150,7 @@ fn seal(
         parent: None,
         root: None,
         selection: Selection::default(),
+        terms: Some(plan.terms().clone()),
         span: position.next_span(Snapshot::origin()),
         rows: map.iter().map(|block| block.rows).sum(),
         bytes: 0,
@@ -159,6 +161,19 @@ fn seal(
         sealed_at: SystemTime::now(),
     };
     Ok((batch, blocks))
+}
+
+/// Rows and digest of what the table holds of a batch (INV-13).
+async fn held(sink: &ClickHouse, plan: &ClickHousePlan, batch: &Batch) -> Result<(u64, u64)> {
+    let values = batch.sink_value()..=batch.sink_value();
+    let held = sink
+        .held_between(plan, batch.terms.as_ref(), values)
+        .await?;
+    let digests = held.iter().map(|held| held.digest);
+    Ok((
+        held.iter().map(|held| held.rows).sum(),
+        digests.fold(0, u64::wrapping_add),
+    ))
 }
 
 /// Sends one block.
@@ -174,7 +189,7 @@ async fn send(
         ordinal,
         body: &blocks[ordinal].body,
     };
-    sink.deliver(plan, &insert, 1).await
+    sink.deliver(plan, &insert, nth(1)).await
 }
 
 /// Sends all blocks; each must be delivered.

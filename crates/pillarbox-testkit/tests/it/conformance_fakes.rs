@@ -7,7 +7,7 @@ use anyhow::Result;
 use pillarbox_relay::clock::SystemClock;
 use pillarbox_relay::sink::{Delivery, Guarantee, Reaction, Sink as _};
 use pillarbox_testkit::conformance::outbox::{Loss, Publisher, SourceWorld};
-use pillarbox_testkit::conformance::sink::{Mishap, SinkWorld, events, seal};
+use pillarbox_testkit::conformance::sink::{Mishap, SinkWorld, events, nth, seal};
 use pillarbox_testkit::conformance::surroundings::{self, SharedWorld};
 use pillarbox_testkit::conformance::{clock, sink, source};
 use pillarbox_testkit::fake::{
@@ -232,7 +232,7 @@ async fn negative_control_a_view_target_without_a_window_inflates() -> Result<()
     let plan = FakeSink::default().prepare(&outbox_columns()).await?;
     let parcel = seal(&plan, 1, &events(3, 0))?;
     for attempt in 1..=3 {
-        let sent = sink.deliver(&plan, &parcel.insert(0), attempt).await;
+        let sent = sink.deliver(&plan, &parcel.insert(0), nth(attempt)).await;
         assert!(matches!(sent, Delivery::Delivered(_)), "{sent:?}");
     }
     let counts: u64 = sink.views()[0].values().sum();

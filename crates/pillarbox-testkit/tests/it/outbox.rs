@@ -229,6 +229,7 @@ impl Drain {
             parent: None,
             root: None,
             selection: Selection::default(),
+            terms: None,
             span,
             rows,
             bytes: rows * 16,

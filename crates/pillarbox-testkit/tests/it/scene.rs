@@ -221,7 +221,18 @@ impl Scene {
         self.drain().await?;
         let verdict = self.verdict(oracle).await?;
         ensure!(verdict.holds(), "{verdict}\n{}", verdict.explain());
+        self.balances().await?;
         Ok(verdict)
+    }
+
+    /// What was published is accounted for in the ledger of each sink.
+    async fn balances(&self) -> Result<()> {
+        const UNBALANCED: &str = "select to_json(a)::text from pillarbox.accounting() a where \
+            published <> pending + in_flight + delivered + dead + dropped";
+        let rows = self.postgres.query(UNBALANCED, &[]).await?;
+        let rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        ensure!(rows.is_empty(), "the accounts do not balance: {rows:?}");
+        Ok(())
     }
 
     /// Rows in the table.

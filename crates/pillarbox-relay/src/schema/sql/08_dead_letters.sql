@@ -4,10 +4,12 @@
 set local role pillarbox_owner;
 
 -- A child's family: its first batch. What a batch holds of its span, where that is not all:
--- {"store": …, "only": partition, "times": [us, us], "without": [{"tx": n, "id": n}, …]}.
+-- {"store": …, "only": partition, "times": [us, us], "without": [{"tx": n, "id": n}, …]}. On what it was
+-- sealed: {"proven": [column, …], "token_window": {"blocks": n, "seconds": n}}.
 alter table pillarbox.batch
     add column root bigint,
     add column selection jsonb,
+    add column terms jsonb,
     drop constraint kind_is_known,
     add constraint kind_is_known
         check (kind in ('genesis', 'window', 'child', 'replay', 'repair', 'retry'));
@@ -29,6 +31,8 @@ create table pillarbox.dead_letter (
     dead_letter bigint primary key generated always as identity,
     sink integer not null references pillarbox.sink,
     number bigint not null,
+    -- The first batch of the family in which it was first set aside.
+    root bigint not null,
     tx xid8 not null,
     id bigint not null,
     event_id uuid not null,
@@ -122,9 +126,10 @@ begin atomic
 end;
 
 -- Where the events of each sink are. What was truncated is counted from the ledger, and the ledger
--- itself forgets after its retention: the numbers reach back as far as it does.
--- published = pending + in_flight + delivered + dead + dropped, for every sink that began with the
--- outbox and whose ledger is whole.
+-- itself forgets after its retention: the numbers reach back as far as it does. `published` is counted
+-- from what was sealed, the others from what became of it:
+-- published = pending + in_flight + delivered + dead + dropped.
+-- What was delivered again on request is not counted again.
 create function pillarbox.accounting() returns table (
     sink text, published bigint, pending bigint, in_flight bigint, delivered bigint, dead bigint,
     dropped bigint
@@ -135,8 +140,12 @@ create function pillarbox.accounting() returns table (
 begin atomic
     select
         s.name,
-        pending.rows + open.rows + delivered.rows + letters.dead + letters.dropped,
-        pending.rows, open.rows, delivered.rows, letters.dead, letters.dropped
+        pending.rows + sealed.rows - recovered.rows + letters.older,
+        pending.rows,
+        open.rows,
+        settled.rows + letters.delivered,
+        letters.dead,
+        letters.dropped
     from pillarbox.sink s
     join pillarbox.sink_position p on p.sink = s.sink
     cross join lateral (
@@ -144,27 +153,51 @@ begin atomic
         from pillarbox.undone(p.from_snapshot, p.to_snapshot, p.until_tx, p.until_id)
     ) pending
     cross join lateral (
-        select coalesce(pg_catalog.sum(o.rows), 0)::bigint as rows
-        from pillarbox.open_batch o
-        where o.sink = s.sink and o.kind in ('window', 'child')
-    ) open
+        -- A genesis has the events that a recovery found in the sink, and no ledger knew.
+        select coalesce(pg_catalog.sum(
+            b.rows + coalesce(pg_catalog.jsonb_array_length(b.selection -> 'without'), 0)
+        ), 0)::bigint as rows
+        from pillarbox.batch b
+        where b.sink = s.sink and b.kind in ('genesis', 'window')
+    ) sealed
     cross join lateral (
-        -- A retried dead letter is counted with the dead letters.
-        select coalesce(pg_catalog.sum(d.rows), 0)::bigint as rows
+        -- Of what was open then, a recovery counted what the sink held and published the rest again.
+        select coalesce(pg_catalog.sum(b.rows), 0)::bigint as rows
         from pillarbox.delivery d
         join pillarbox.batch b on b.sink = d.sink and b.number = d.number
         left join pillarbox.batch root on root.sink = b.sink and root.number = b.root
-        where d.sink = s.sink and coalesce(root.kind, b.kind) = 'window'
+        where d.sink = s.sink
+            and d.outcome = 'recovered'
+            and coalesce(root.kind, b.kind) = 'window'
+    ) recovered
+    cross join lateral (
+        select coalesce(pg_catalog.sum(o.rows), 0)::bigint as rows
+        from pillarbox.open_batch o
+        left join pillarbox.batch root on root.sink = o.sink and root.number = o.root
+        where o.sink = s.sink and coalesce(root.kind, o.kind) = 'window'
+    ) open
+    cross join lateral (
+        -- A retried dead letter is counted with the dead letters.
+        select coalesce(pg_catalog.sum(coalesce(d.rows, b.rows)), 0)::bigint as rows
+        from pillarbox.batch b
+        left join pillarbox.delivery d on d.sink = b.sink and d.number = b.number
+        left join pillarbox.batch root on root.sink = b.sink and root.number = b.root
+        where b.sink = s.sink
+            and (b.kind = 'genesis' or d.number is not null)
+            and coalesce(root.kind, b.kind) in ('genesis', 'window')
     ) settled
     cross join lateral (
         select
             pg_catalog.count(*) filter (where l.state in ('dead', 'requested', 'retrying')) as dead,
             pg_catalog.count(*) filter (where l.state = 'dropped') as dropped,
-            pg_catalog.count(*) filter (where l.state = 'delivered') as delivered
+            pg_catalog.count(*) filter (where l.state = 'delivered') as delivered,
+            -- The ledger has forgotten the batch; the letter stays.
+            pg_catalog.count(*) filter (where root.number is null) as older
         from pillarbox.dead_letter l
-        where l.sink = s.sink
+        left join pillarbox.batch root on root.sink = l.sink and root.number = l.root
+        -- What was delivered again on request, and refused then, had been delivered.
+        where l.sink = s.sink and coalesce(root.kind, 'window') = 'window'
     ) letters
-    cross join lateral (select settled.rows + letters.delivered as rows) delivered
     where s.retired_at is null;
 end;
 
@@ -174,7 +207,7 @@ grant insert, update, delete on pillarbox.dead_letter, pillarbox.replay to pilla
 grant execute on function pillarbox.accounting() to pillarbox_relay, pillarbox_reader;
 grant select on pillarbox.replay to pillarbox_reader;
 grant select (
-    dead_letter, sink, number, tx, id, event_id, event_type, event_date_time, environment,
+    dead_letter, sink, number, root, tx, id, event_id, event_type, event_date_time, environment,
     metadata_version, trace_parent, published_at, code, column_name, reason, dead_at, state,
     retry_number, decided_at, decided_by, decided_reason
 ) on pillarbox.dead_letter to pillarbox_reader;

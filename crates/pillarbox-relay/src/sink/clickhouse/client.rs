@@ -18,12 +18,13 @@ use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::Instant;
 use url::Url;
 
 use super::answer::{Answer, Cause, Fault, Strange};
 use super::code;
 use super::config::{ClickHouseConfig, Compression, without_secrets};
-use super::payload::{Meter, Payload, Sent};
+use super::payload::{Leave, Meter, Payload, Sent};
 use super::settings;
 use super::verdict::may_have_written;
 
@@ -124,13 +125,14 @@ impl Client {
         &self.endpoints[index].name
     }
 
-    /// Sends `body` as the data of `statement`. Without a token, a replica that may have written it
-    /// does not hand it over to the next.
+    /// Sends `body` as the data of `statement`, unless its first byte would leave after `begins_by`.
+    /// Without a token, a replica that may have written it does not hand it over to the next.
     pub(super) async fn insert(
         &self,
         statement: &str,
         parameters: &[(&str, &str)],
         body: &[Bytes],
+        begins_by: Instant,
     ) -> Result<Success, Fault> {
         let mut query = parameters.to_vec();
         let has_token = query.iter().any(|(name, _)| *name == settings::TOKEN);
@@ -143,6 +145,7 @@ impl Client {
             pieces: body,
             compression: self.compression,
             timeout: self.insert_timeout,
+            begins_by: Some(begins_by),
             is_insert: true,
             is_read: false,
             may_repeat: has_token,
@@ -210,6 +213,7 @@ impl Client {
             pieces,
             compression: Compression::None,
             timeout: self.query_timeout,
+            begins_by: None,
             is_insert: false,
             is_read: statement.starts_with(b"SELECT "),
             may_repeat: true,
@@ -228,6 +232,10 @@ impl Client {
             let index = (first + turn) % count;
             result = self.on(&self.endpoints[index], exchange).await;
             match &result {
+                Err(Fault::Unreachable(_)) => {
+                    // The next insert does not wait for it, too.
+                    self.preferred.store((index + 1) % count, Ordering::Relaxed);
+                }
                 Err(fault) if next_may_help(fault) || (exchange.is_read && is_silent(fault)) => {
                     if !exchange.may_repeat && is_in_doubt(fault) {
                         // After a look, another one gets it.
@@ -282,6 +290,7 @@ impl Client {
         exchange: &Exchange<'_>,
         meter: Meter,
     ) -> Result<Request<Payload>, Fault> {
+        let ends_by = Instant::now() + exchange.timeout;
         let mut url = endpoint.url.clone();
         url.query_pairs_mut().extend_pairs(exchange.query);
         let invalid = |error: hyper::http::Error| Fault::Unreachable(Arc::new(error));
@@ -297,7 +306,15 @@ impl Client {
                 "user-agent",
                 concat!("pillarbox/", env!("CARGO_PKG_VERSION")),
             )
-            .body(Payload::new(exchange.pieces, exchange.compression, meter))
+            .body(Payload::new(
+                exchange.pieces,
+                exchange.compression,
+                meter,
+                Leave {
+                    begins_by: exchange.begins_by.unwrap_or(ends_by),
+                    ends_by,
+                },
+            ))
             .map_err(invalid)
     }
 
@@ -324,6 +341,7 @@ struct Exchange<'a> {
     pieces: &'a [Bytes],
     compression: Compression,
     timeout: Duration,
+    begins_by: Option<Instant>,
     is_insert: bool,
     /// Whether it changes nothing: any replica may be asked as often as it takes.
     is_read: bool,
@@ -387,7 +405,6 @@ fn broken(error: Cause, sent: Sent) -> Fault {
 /// Whether another replica may take what this one surely did not.
 fn next_may_help(fault: &Fault) -> bool {
     match fault {
-        Fault::Unreachable(_) => true,
         Fault::Answered(answer) => {
             answer.code == Some(code::TABLE_IS_READ_ONLY)
                 || (answer.code.is_none() && answer.status == 503 && answer.sent == Sent::Nothing)

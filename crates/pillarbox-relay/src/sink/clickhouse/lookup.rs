@@ -1,16 +1,17 @@
 //! Deciding about an insert whose outcome is unknown: fence the old attempt, then look.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::client::Client;
-use super::fence::{fence, sync, trouble_at};
+use super::fence::{Fence, fence, sync, trouble_at};
 use super::partition::Rule;
 use super::plan::ClickHousePlan;
 use super::verdict::{refuse, trouble};
 use crate::batch::{Batch, NUMBER_BITS};
-use crate::sink::{Doubt, Guarantee, Insert, Look, Resolution, Trouble};
+use crate::sink::{Doubt, Guarantee, Insert, Look, Resolution, Terms, Trouble};
 use crate::verify::Held;
 
 /// After a look that saw nothing, an insert that the fence did not see may still be committing.
@@ -27,12 +28,22 @@ struct Found {
     digest: u64,
 }
 
+/// What a look found.
+pub(super) struct Seen {
+    pub(super) look: Look,
+    /// Whether a later block of the batch is there.
+    is_followed: bool,
+}
+
 /// Whether the table and its views surely still know the block's token.
 ///
 /// Half of the window: `blocks_since` counts what was sealed, and several deliveries may be under way.
 /// A block per second of other writers is allowed for, the most that ClickHouse bears well.
 fn is_remembered(plan: &ClickHousePlan, batch: &Batch, doubt: Doubt) -> bool {
-    let window = plan.0.window;
+    // What it is now says nothing about what it was when the block was sent.
+    let sealed = batch.terms.as_ref().map(|terms| terms.token_window);
+    let now = plan.0.terms.token_window;
+    let window = sealed.map_or(now, |sealed| sealed.min(now));
     let later = doubt.blocks_since.saturating_add(batch.blocks.len() as u64);
     let in_count = later.saturating_add(doubt.age.as_secs()) < window.blocks / 2;
     // Zero seconds would mean that a server forgets by time at once.
@@ -62,18 +73,22 @@ pub(super) async fn resolve(
             Resolution::Undecidable(forgotten(table, insert))
         });
     }
-    Ok(
-        match examine(client, plan, table, insert, doubt.quiet).await? {
-            // The table has its rows, but a view may still lack them: the token completes it.
-            Look::All(_) if plan.0.has_views && has_token => Resolution::Resend,
-            Look::All(server) => Resolution::Delivered(server),
-            Look::Nothing if has_token || is_numbered(insert) => Resolution::Resend,
-            // Its rows may be there without the number, as they were sealed.
-            Look::Nothing => Resolution::Undecidable(unnumbered(table, insert)),
-            Look::Other(trouble) => Resolution::Undecidable(trouble),
-            Look::Blind | Look::Unchanged => Resolution::Undecidable(forgotten(table, insert)),
-        },
-    )
+    let strictness = match has_token {
+        true => Fence::OfThoseThatAnswer,
+        false => Fence::OfAll,
+    };
+    let seen = examine(client, plan, table, insert, doubt.quiet, strictness).await?;
+    Ok(match seen.look {
+        // The table has its rows, but a view may still lack them: the token completes it. Not so when
+        // the block was settled before: a view that was altered since takes it for another one.
+        Look::All(_) if plan.0.has_views && has_token && !seen.is_followed => Resolution::Resend,
+        Look::All(server) => Resolution::Delivered(server),
+        Look::Nothing if has_token || is_numbered(insert) => Resolution::Resend,
+        // Its rows may be there without the number, as they were sealed.
+        Look::Nothing => Resolution::Undecidable(unnumbered(table, insert)),
+        Look::Other(trouble) => Resolution::Undecidable(trouble),
+        Look::Blind | Look::Unchanged => Resolution::Undecidable(forgotten(table, insert)),
+    })
 }
 
 /// Whether a look at the block's rows finds them if they are there.
@@ -89,14 +104,15 @@ pub(super) async fn examine(
     table: &str,
     insert: &Insert<'_>,
     quiet: Duration,
-) -> Result<Look, Trouble> {
-    fence(client, plan, table, insert).await?;
+    strictness: Fence,
+) -> Result<Seen, Trouble> {
+    fence(client, plan, table, insert, strictness).await?;
     let seen = look(client, plan, table, insert).await?;
-    if matches!(seen, Look::All(_)) || quiet >= SETTLE {
+    if matches!(seen.look, Look::All(_)) || quiet >= SETTLE {
         return Ok(seen);
     }
     tokio::time::sleep(SETTLE - quiet).await;
-    fence(client, plan, table, insert).await?;
+    fence(client, plan, table, insert, strictness).await?;
     look(client, plan, table, insert).await
 }
 
@@ -131,7 +147,7 @@ pub(super) async fn look(
     plan: &ClickHousePlan,
     table: &str,
     insert: &Insert<'_>,
-) -> Result<Look, Trouble> {
+) -> Result<Seen, Trouble> {
     // Says how many rows it has, even when it has none.
     #[derive(Deserialize)]
     struct Answer {
@@ -142,7 +158,7 @@ pub(super) async fn look(
     let statement = format!(
         "SELECT {partition} AS block_partition, count() AS block_rows, {} AS block_digest \
          FROM {table} WHERE batch = {} GROUP BY block_partition FORMAT JSON",
-        plan.0.digest,
+        plan.digest(insert.batch.terms.as_ref()),
         insert.batch.sink_value()
     );
     let answer = client.query(&statement).await;
@@ -151,7 +167,21 @@ pub(super) async fn look(
         .ok()
         .filter(|found| found.rows == found.data.len())
         .ok_or_else(|| no_numbers(table))?;
-    Ok(compare(&found.data, insert, table, answer.server))
+    Ok(Seen {
+        look: compare(&found.data, insert, table, answer.server),
+        is_followed: is_followed(&found.data, insert),
+    })
+}
+
+/// Whether a later block of the batch is there: blocks are sent one after the other, so this one had
+/// been settled before.
+fn is_followed(found: &[Found], insert: &Insert<'_>) -> bool {
+    let later = insert.batch.blocks.iter().skip(insert.ordinal + 1);
+    let is_there = |partition: &str| {
+        let mut found = found.iter().filter(|found| found.rows > 0);
+        found.any(|found| found.partition == partition)
+    };
+    later.into_iter().any(|block| is_there(&block.partition))
 }
 
 fn compare(found: &[Found], insert: &Insert<'_>, table: &str, server: String) -> Look {
@@ -197,28 +227,13 @@ fn no_numbers(table: &str) -> Trouble {
     ))
 }
 
-/// What the table holds of a whole batch: rows and digest.
-pub(super) async fn held(
-    client: &Client,
-    plan: &ClickHousePlan,
-    table: &str,
-    sink_value: u64,
-) -> Result<(u64, u64), Trouble> {
-    let held = held_between(client, plan, table, sink_value, sink_value).await?;
-    Ok(held
-        .iter()
-        .fold((0, 0), |(rows, digest): (u64, u64), held| {
-            (rows + held.rows, digest.wrapping_add(held.digest))
-        }))
-}
-
-/// What the table holds of the batches whose column `batch` lies between two values, both included.
+/// What the table holds of the batches with these terms whose column `batch` lies between two values.
 pub(super) async fn held_between(
     client: &Client,
     plan: &ClickHousePlan,
     table: &str,
-    first: u64,
-    last: u64,
+    terms: Option<&Terms>,
+    values: RangeInclusive<u64>,
 ) -> Result<Vec<Held>, Trouble> {
     #[derive(Deserialize)]
     struct Line {
@@ -233,10 +248,12 @@ pub(super) async fn held_between(
     needs_batch(plan, table)?;
     let statement = format!(
         "SELECT batch AS block_batch, {} AS block_partition, count() AS block_rows, \
-         {} AS block_digest FROM {table} WHERE batch >= {first} AND batch <= {last} \
+         {} AS block_digest FROM {table} WHERE batch >= {} AND batch <= {} \
          GROUP BY block_batch, block_partition",
         partition_text(plan),
-        plan.0.digest
+        plan.digest(terms),
+        values.start(),
+        values.end()
     );
     let lines = client.rows::<Line>(&statement).await;
     let lines = lines.map_err(|fault| trouble(&fault))?;

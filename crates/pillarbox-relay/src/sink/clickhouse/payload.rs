@@ -4,7 +4,6 @@
 //! (clickhouse.com/docs/interfaces/specs/NativeFormat#frame-format).
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -12,6 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 
 use super::config::Compression;
 
@@ -43,16 +43,36 @@ impl Meter {
     }
 }
 
+/// When a body may leave. A process that was held up does not send what is out of date.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leave {
+    /// Its first byte leaves by then, or none.
+    pub(super) begins_by: Instant,
+    /// Its last byte leaves by then, or the body is cut.
+    pub(super) ends_by: Instant,
+}
+
+/// A body that was held up.
+#[derive(Debug, thiserror::Error)]
+#[error("this process was held up for so long that the request is out of date")]
+pub(super) struct HeldUp;
+
 /// A body that is compressed frame by frame, so that no second copy of it exists.
 #[derive(Debug)]
 pub(super) struct Payload {
     pieces: VecDeque<Bytes>,
     compression: Compression,
     meter: Meter,
+    leave: Leave,
 }
 
 impl Payload {
-    pub(super) fn new(pieces: &[Bytes], compression: Compression, meter: Meter) -> Self {
+    pub(super) fn new(
+        pieces: &[Bytes],
+        compression: Compression,
+        meter: Meter,
+        leave: Leave,
+    ) -> Self {
         let pieces = pieces
             .iter()
             .filter(|piece| !piece.is_empty())
@@ -62,6 +82,7 @@ impl Payload {
             pieces,
             compression,
             meter,
+            leave,
         }
     }
 
@@ -111,12 +132,19 @@ fn compressed(plain: &[u8]) -> Bytes {
 
 impl Body for Payload {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = HeldUp;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, HeldUp>>> {
+        let leaves_by = match self.meter.sent() {
+            Sent::Nothing => self.leave.begins_by.min(self.leave.ends_by),
+            Sent::Some | Sent::All => self.leave.ends_by,
+        };
+        if Instant::now() > leaves_by && !self.pieces.is_empty() {
+            return Poll::Ready(Some(Err(HeldUp)));
+        }
         let frame = self.next_frame();
         let sent = if self.pieces.is_empty() { 2 } else { 1 };
         self.meter.0.fetch_max(sent, Ordering::AcqRel);
@@ -139,7 +167,41 @@ impl Body for Payload {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn in_time() -> Leave {
+        let later = Instant::now() + Duration::from_secs(60);
+        Leave {
+            begins_by: later,
+            ends_by: later,
+        }
+    }
+
+    fn poll(payload: &mut Payload) -> Option<Result<Frame<Bytes>, HeldUp>> {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        match Pin::new(payload).poll_frame(&mut context) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn inv_2_what_is_out_of_date_does_not_leave() {
+        let body = [Bytes::from(vec![b'x'; 3 * FRAME_BYTES])];
+        let meter = Meter::default();
+        let mut leave = in_time();
+        leave.begins_by = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        let mut late = Payload::new(&body, Compression::None, meter.clone(), leave);
+        assert!(matches!(poll(&mut late), Some(Err(HeldUp))));
+        assert_eq!(meter.sent(), Sent::Nothing);
+        let mut held_up = Payload::new(&body, Compression::Lz4, meter.clone(), in_time());
+        assert!(matches!(poll(&mut held_up), Some(Ok(_))));
+        held_up.leave.ends_by = leave.begins_by;
+        assert!(matches!(poll(&mut held_up), Some(Err(HeldUp))));
+        assert_eq!(meter.sent(), Sent::Some);
+    }
 
     #[test]
     fn frames_decompress_to_the_pieces_and_the_meter_follows() {
@@ -151,7 +213,7 @@ mod tests {
             Bytes::from_static(b"tail"),
         ];
         let meter = Meter::default();
-        let mut payload = Payload::new(&pieces, Compression::Lz4, meter.clone());
+        let mut payload = Payload::new(&pieces, Compression::Lz4, meter.clone(), in_time());
         assert_eq!(meter.sent(), Sent::Nothing);
         let mut context = Context::from_waker(std::task::Waker::noop());
         let mut whole = Vec::new();

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::column::{ColumnType, Given};
+use super::digest;
 use super::native::NativeEncoder;
 use super::partition::Rule;
 use super::report::SinkReport;
-use crate::sink::{Guarantee, Plan};
+use crate::sink::{Guarantee, Plan, Terms};
 
 /// A column that the relay fills.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,32 +29,14 @@ pub(super) struct Layout {
     pub(super) rule: Rule,
 }
 
-/// How long the table remembers a token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Window {
-    /// Blocks that it remembers; 0 when it remembers none.
-    pub blocks: u64,
-    /// Seconds that it remembers them; `None` when only the number counts.
-    pub seconds: Option<u64>,
-}
-
-impl Window {
-    /// What both tables remember.
-    pub(super) fn min(self, other: Self) -> Self {
-        Self {
-            blocks: self.blocks.min(other.blocks),
-            seconds: self.seconds.into_iter().chain(other.seconds).min(),
-        }
-    }
-}
-
 /// What a table needs to be asked and told, found out by the preflight.
 #[derive(Debug)]
 pub(super) struct Details {
     pub(super) names: Vec<String>,
     pub(super) layout: Arc<Layout>,
     pub(super) guarantee: Guarantee,
-    pub(super) window: Window,
+    /// On what a batch is sealed now.
+    pub(super) terms: Terms,
     /// `INSERT INTO … (…) FORMAT Native`.
     pub(super) insert: String,
     /// Settings of every insert; the token and `log_comment` come on top.
@@ -66,8 +49,6 @@ pub(super) struct Details {
     pub(super) has_views: bool,
     /// The partition expression as the server shows it; empty for none.
     pub(super) partition_key: String,
-    /// The digest of the selected rows, as SQL.
-    pub(super) digest: String,
     pub(super) report: SinkReport,
 }
 
@@ -79,6 +60,25 @@ impl ClickHousePlan {
     /// What the preflight found.
     pub fn report(&self) -> &SinkReport {
         &self.0.report
+    }
+
+    /// Whether the table still has every column that the digest of a batch with these terms covers.
+    pub fn can_prove(&self, terms: Option<&Terms>) -> bool {
+        let mut proven = terms.iter().flat_map(|terms| &terms.proven);
+        proven.all(|name| self.0.names.contains(name))
+    }
+
+    /// The digest of the selected rows of a batch with these terms, as SQL. A column that is gone is
+    /// left out: the digest is another one then.
+    pub(super) fn digest(&self, terms: Option<&Terms>) -> String {
+        let terms = terms.unwrap_or(&self.0.terms);
+        let find = |name: &String| {
+            let mut columns = self.0.layout.columns.iter();
+            columns.find(|column| column.name == *name)
+        };
+        let proven = terms.proven.iter().filter_map(find);
+        let proven: Vec<_> = proven.map(|c| (c.name.clone(), c.of.clone())).collect();
+        digest::expression(&proven)
     }
 }
 
@@ -95,8 +95,16 @@ impl Plan for ClickHousePlan {
         &self.0.names
     }
 
-    fn encoder(&self, only: Option<&str>) -> NativeEncoder {
-        NativeEncoder::new(Arc::clone(&self.0.layout), only)
+    fn terms(&self) -> &Terms {
+        &self.0.terms
+    }
+
+    fn encoder(&self, only: Option<&str>, terms: Option<&Terms>) -> NativeEncoder {
+        let encoder = NativeEncoder::new(Arc::clone(&self.0.layout), only);
+        match terms {
+            None => encoder,
+            Some(terms) => encoder.proven_by(&terms.proven),
+        }
     }
 
     fn guarantee(&self) -> Guarantee {

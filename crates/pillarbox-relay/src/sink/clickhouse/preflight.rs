@@ -11,12 +11,12 @@ use super::client::Client;
 use super::config::ClickHouseConfig;
 use super::mapping::Mapping;
 use super::partition::Rule;
-use super::plan::{ClickHousePlan, Details, Layout, Window};
+use super::plan::{ClickHousePlan, Details, Layout};
 use super::report::SinkReport;
 use super::table::{Server, SinkColumn, Table, ViewTarget};
 use super::verdict::{refuse, trouble};
-use super::{digest, replicas, settings, sql};
-use crate::sink::{Guarantee, OutboxColumn, Trouble};
+use super::{replicas, settings, sql};
+use crate::sink::{Guarantee, OutboxColumn, Terms, TokenWindow, Trouble};
 
 /// Deduplication window that the remedies propose: 10,000 blocks are hours of a busy sink.
 pub(super) const WINDOW_BLOCKS: u64 = 10_000;
@@ -68,19 +68,21 @@ pub(super) async fn plan(
     };
     let names = mapping.columns.iter().map(|column| column.name.clone());
     let proven = mapping.digest.iter().map(|at| &mapping.columns[*at]);
-    let proven: Vec<_> = proven.map(|c| (c.name.clone(), c.of.clone())).collect();
+    let terms = Terms {
+        proven: proven.map(|column| column.name.clone()).collect(),
+        token_window: choice.window,
+    };
     Ok(ClickHousePlan(Arc::new(Details {
         names: names.collect(),
         insert: insert_statement(&table, &mapping),
         guarantee: choice.guarantee,
-        window: choice.window,
+        terms,
         settings: insert_settings(&server, mapping.batch),
         has_token: server.knows(settings::TOKEN),
         has_log_comment: server.knows(settings::LOG_COMMENT),
         replicated: table.is_replicated(),
         has_views: !targets.is_empty(),
         partition_key: table.partition_key.clone(),
-        digest: digest::expression(&proven),
         layout: Arc::new(Layout {
             columns: mapping.columns,
             digest: mapping.digest,
@@ -268,7 +270,7 @@ fn changing_columns(server: &Server, table: &Table, columns: &[SinkColumn]) -> V
 struct Choice {
     guarantee: Guarantee,
     reason: String,
-    window: Window,
+    window: TokenWindow,
     warnings: Vec<String>,
 }
 
@@ -284,7 +286,7 @@ impl Choice {
         let window = filled
             .filter(|into| into.is_merge_tree())
             .map(|into| server.window(into))
-            .fold(server.window(table), Window::min);
+            .fold(server.window(table), TokenWindow::min);
         let chosen = |guarantee, reason: String, warnings| {
             Ok(Self {
                 guarantee,
@@ -327,7 +329,7 @@ impl Choice {
 }
 
 /// What a token alone cannot do: nobody is told when the table forgets it.
-fn blind(table: &Table, window: Window) -> String {
+fn blind(table: &Table, window: TokenWindow) -> String {
     format!(
         "without the column batch a lost answer is settled by its token alone, which {} forgets after \
          {} blocks: other writers must stay below a block a second, and an outage of the relay longer \

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::plan::Window;
+use crate::sink::TokenWindow;
 
 /// What a table is, what it can promise, and what to watch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -18,7 +18,7 @@ pub struct SinkReport {
     /// Why it is this guarantee.
     pub guarantee_reason: String,
     /// How long the table remembers tokens.
-    pub window: Window,
+    pub window: TokenWindow,
     /// Its partition expression; empty for none.
     pub partition: String,
     /// Its sorting key.

@@ -10,9 +10,8 @@ use super::client::Client;
 use super::config::ClickHouseConfig;
 use super::fence::trouble_at;
 use super::lookup::quoted;
-use super::plan::Window;
 use super::{settings, sql};
-use crate::sink::Trouble;
+use crate::sink::{TokenWindow, Trouble};
 
 /// Views that feed views that feed views: a chain longer than this is a mistake.
 const VIEWS_MAX: usize = 200;
@@ -126,13 +125,13 @@ impl Server {
     }
 
     /// How long `table` remembers tokens and blocks.
-    pub(super) fn window(&self, table: &Table) -> Window {
+    pub(super) fn window(&self, table: &Table) -> TokenWindow {
         if table.is_replicated() {
             let seconds = self.of_table(table, "replicated_deduplication_window_seconds");
             let blocks = self
                 .of_table(table, "replicated_deduplication_window")
                 .unwrap_or(0);
-            Window {
+            TokenWindow {
                 blocks,
                 seconds: Some(seconds.unwrap_or(0)),
             }
@@ -140,7 +139,7 @@ impl Server {
             let blocks = self
                 .of_table(table, "non_replicated_deduplication_window")
                 .unwrap_or(0);
-            Window {
+            TokenWindow {
                 blocks,
                 seconds: None,
             }

@@ -177,7 +177,9 @@ fn remedy(fault: &Fault) -> Option<&'static str> {
     };
     if answer.says("while pushing to view") {
         return Some(
-            "mend the materialized view or drop it: the relay sends only the same token again",
+            "mend the materialized view or drop it, by CREATE OR REPLACE rather than ALTER where the \
+             server knows it: the relay sends only the same token again, which a view that was \
+             altered takes for another one",
         );
     }
     let partitions =

@@ -171,6 +171,8 @@ async fn insert_batch(
         true => None,
         false => Some(serde_json::to_string(&batch.selection).map_err(unwritable)?),
     };
+    let terms = batch.terms.as_ref().map(serde_json::to_string);
+    let terms = terms.transpose().map_err(unwritable)?;
     let span = &batch.span;
     let (after_tx, after_id) = halves(span.after);
     let (until_tx, until_id) = halves(span.until);
@@ -195,6 +197,7 @@ async fn insert_batch(
         &batch.parent,
         &batch.root,
         &selection,
+        &terms,
     ];
     match transaction.query_opt(SEAL, given).await {
         Ok(Some(row)) => Ok(row.get(0)),
@@ -206,7 +209,7 @@ async fn insert_batch(
     }
 }
 
-/// A batch from the first eighteen columns of a row.
+/// A batch from the first nineteen columns of a row.
 pub(super) fn batch(row: &SqlRow) -> Result<Batch, SourceError> {
     let number: i64 = row.get(0);
     let unreadable = |error: serde_json::Error| {
@@ -217,6 +220,7 @@ pub(super) fn batch(row: &SqlRow) -> Result<Batch, SourceError> {
         None => Selection::default(),
         Some(text) => serde_json::from_str(text).map_err(unreadable)?,
     };
+    let terms = row.get::<_, Option<&str>>(18).map(serde_json::from_str);
     Ok(Batch {
         number,
         batch_id: row.get(1),
@@ -236,27 +240,28 @@ pub(super) fn batch(row: &SqlRow) -> Result<Batch, SourceError> {
         parent: row.get(15),
         root: row.get(16),
         selection,
+        terms: terms.transpose().map_err(unreadable)?,
     })
 }
 
 pub(super) fn unfinished(row: &SqlRow) -> Result<Unfinished, SourceError> {
     Ok(Unfinished {
         batch: batch(row)?,
-        age: micros(row.get(18)),
-        blocks_since: row.get::<_, i64>(19).cast_unsigned(),
-        family_rows: row.get::<_, i64>(20).cast_unsigned(),
+        age: micros(row.get(19)),
+        blocks_since: row.get::<_, i64>(20).cast_unsigned(),
+        family_rows: row.get::<_, i64>(21).cast_unsigned(),
     })
 }
 
 /// A wish for a replay; an error text when its batch is gone.
 pub(super) fn replay(row: &SqlRow) -> Result<Result<Replay, (i64, String)>, SourceError> {
-    let (replay, parent): (i64, i64) = (row.get(18), row.get(20));
+    let (replay, parent): (i64, i64) = (row.get(19), row.get(21));
     if row.get::<_, Option<i64>>(0).is_none() {
         let reason = format!("batch {parent} is not in the ledger, or no longer");
         return Ok(Err((replay, reason)));
     }
     let batch = batch(row)?;
-    let (txs, ids): (Vec<&str>, Vec<i64>) = (row.get(24), row.get(25));
+    let (txs, ids): (Vec<&str>, Vec<i64>) = (row.get(25), row.get(26));
     let mut without = batch.selection.without.clone();
     for (tx, id) in txs.into_iter().zip(ids) {
         let tx = tx.parse().map_err(|_| not_a_transaction(tx))?;
@@ -264,10 +269,10 @@ pub(super) fn replay(row: &SqlRow) -> Result<Result<Replay, (i64, String)>, Sour
     }
     without.sort_unstable();
     without.dedup();
-    let (since, until): (Option<i64>, Option<i64>) = (row.get(22), row.get(23));
+    let (since, until): (Option<i64>, Option<i64>) = (row.get(23), row.get(24));
     let selection = Selection {
         only: row
-            .get::<_, Option<String>>(21)
+            .get::<_, Option<String>>(22)
             .or_else(|| batch.selection.only.clone()),
         times: since.zip(until).or(batch.selection.times),
         without,
@@ -275,7 +280,7 @@ pub(super) fn replay(row: &SqlRow) -> Result<Result<Replay, (i64, String)>, Sour
     };
     Ok(Ok(Replay {
         replay,
-        kind: kind(row.get(19))?,
+        kind: kind(row.get(20))?,
         batch,
         selection,
     }))

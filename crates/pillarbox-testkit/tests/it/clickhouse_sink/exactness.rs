@@ -139,7 +139,7 @@ async fn the_created_table_takes_every_edge_byte_for_byte() -> Result<()> {
         let (batch, blocks) = seal(&plan, 7, &events)?;
         deliver(&sink, &plan, &batch, &blocks).await?;
         compare(&server, "events", &events, true).await?;
-        let held = sink.held(&plan, batch.sink_value()).await?;
+        let held = held(&sink, &plan, &batch).await?;
         assert_eq!(held, (batch.rows, batch.digest), "{flavour:?}");
         assert_eq!(sink.highest_number(&plan, ORIGIN).await?, Some(7));
         assert_eq!(sink.highest_number(&plan, ORIGIN + 1).await?, None);
@@ -172,7 +172,7 @@ async fn the_table_of_the_problem_works_as_it_is() -> Result<()> {
         assert_eq!(blocks[0].block.partition, "");
         deliver(&sink, &plan, &batch, &blocks).await?;
         compare(&server, "five", &edge_events(), false).await?;
-        assert!(sink.held(&plan, batch.sink_value()).await.is_err());
+        assert!(held(&sink, &plan, &batch).await.is_err());
     }
     Ok(())
 }
@@ -335,7 +335,7 @@ async fn digests_are_the_servers() -> Result<()> {
                 .collect();
             let (batch, blocks) = seal(&plan, 1, &events)?;
             deliver(&sink, &plan, &batch, &blocks).await?;
-            let held = sink.held(&plan, batch.sink_value()).await?;
+            let held = held(&sink, &plan, &batch).await?;
             assert_eq!(
                 held,
                 (batch.rows, batch.digest),

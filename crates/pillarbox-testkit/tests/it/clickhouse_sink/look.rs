@@ -28,7 +28,7 @@ async fn a_remembered_token_without_its_rows_is_never_delivered() -> Result<()> 
     let insert = insert(&batch, &blocks, 0);
     let resolved = sink.resolve(&plan, &insert, young()).await?;
     assert!(matches!(resolved, Resolution::Resend), "{resolved:?}");
-    let Delivery::Unknown(trouble) = sink.deliver(&plan, &insert, 2).await else {
+    let Delivery::Unknown(trouble) = sink.deliver(&plan, &insert, nth(2)).await else {
         bail!("rows that are not there were delivered");
     };
     assert!(
@@ -44,7 +44,7 @@ async fn a_remembered_token_without_its_rows_is_never_delivered() -> Result<()> 
     assert_eq!(plan.guarantee(), Guarantee::Lookup);
     let resolved = sink.resolve(&plan, &insert, young()).await?;
     assert!(matches!(resolved, Resolution::Resend), "{resolved:?}");
-    let delivered = sink.deliver(&plan, &insert, 3).await;
+    let delivered = sink.deliver(&plan, &insert, nth(3)).await;
     assert!(matches!(delivered, Delivery::Delivered(_)), "{delivered:?}");
     assert_eq!(number(&server, "select count() from events").await?, 1);
     Ok(())
@@ -87,7 +87,7 @@ async fn a_view_that_missed_its_rows_gets_the_token_again() -> Result<()> {
     deliver(&sink, &plan, &batch, &blocks).await?;
     let resolved = sink.resolve(&plan, &insert, young()).await?;
     assert!(matches!(resolved, Resolution::Resend), "{resolved:?}");
-    let delivered = sink.deliver(&plan, &insert, 2).await;
+    let delivered = sink.deliver(&plan, &insert, nth(2)).await;
     assert!(matches!(delivered, Delivery::Delivered(_)), "{delivered:?}");
     assert_eq!(number(&server, "select sum(k) from totals").await?, 1);
     let resolved = sink.resolve(&plan, &insert, old()).await?;
@@ -132,6 +132,33 @@ async fn without_the_column_other_writers_and_own_blocks_count() -> Result<()> {
         let is_resent = matches!(resolved, Resolution::Resend);
         assert_eq!(is_resent, is_remembered, "{doubt:?}: {resolved:?}");
     }
+    Ok(())
+}
+
+/// Of two replicas one is dead. What it may still do with an earlier attempt, a remembered token
+/// undoes; without one, it has to be asked.
+#[tokio::test]
+async fn inv_2_a_dead_replica_is_waited_for_only_without_a_token() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let one = sink(&server, "events")?;
+    one.create(&CreateOptions::default()).await?;
+    let plan = one.prepare(&outbox()).await?;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut config = config(&server, "events");
+    config.urls.insert(0, format!("http://{nobody}"));
+    let both = ClickHouse::new(config)?;
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    let insert = insert(&batch, &blocks, 0);
+    let resolved = both.resolve(&plan, &insert, young()).await?;
+    assert!(matches!(resolved, Resolution::Resend), "{resolved:?}");
+    let trouble = both.resolve(&plan, &insert, old()).await.err();
+    let trouble = trouble.context("it was decided without the dead replica")?;
+    assert!(trouble.reason.contains(&nobody.to_string()), "{trouble}");
+    let delivered = both.deliver(&plan, &insert, nth(1)).await;
+    assert!(matches!(delivered, Delivery::Delivered(_)), "{delivered:?}");
+    let resolved = both.resolve(&plan, &insert, young()).await?;
+    assert!(matches!(resolved, Resolution::Delivered(_)), "{resolved:?}");
+    assert_eq!(number(&server, "select count() from events").await?, 1);
     Ok(())
 }
 

@@ -82,6 +82,26 @@ async fn negative_control_without_the_column_batch_other_writers_double() -> Res
     Ok(())
 }
 
+/// The window is widened after the table forgot a token: what it is now says nothing about what it was
+/// when the block was sent.
+#[tokio::test]
+async fn inv_2_a_window_is_widened_after_it_forgot() -> Result<()> {
+    let scene = forgetful(BLIND_COLUMNS, 2).await?;
+    let oracle = Oracle::new();
+    publish(&scene, &oracle, &events(20, 1)).await?;
+    killed_at(&scene, "block-answered").await?;
+    crowd_out(&scene, 10).await?;
+    let widen =
+        format!("alter table {TABLE} modify setting non_replicated_deduplication_window = 10000");
+    scene.clickhouse.query(&widen).await?;
+    let relay = scene.running_with(&[STOPPED_MS])?;
+    stands_still(&scene, &relay, &["ADD COLUMN batch UInt64"]).await?;
+    relay.stop().await?;
+    let verdict = verdict_of(&scene, "own", &oracle).await?;
+    ensure!(verdict.holds(), "{verdict}\n{}", verdict.explain());
+    Ok(())
+}
+
 /// A batch of more blocks than the table remembers tokens of, killed after each.
 #[tokio::test]
 async fn inv_2_a_token_is_evicted_by_count() -> Result<()> {

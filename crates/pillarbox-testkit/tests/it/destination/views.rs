@@ -128,6 +128,40 @@ async fn negative_control_an_altered_view_counts_a_resend_twice() -> Result<()> 
     Ok(())
 }
 
+/// Three blocks, of which the view cannot take the second. Its user mends it in the most obvious way,
+/// ALTER … MODIFY QUERY: the first block, which had been settled, must not be sent again, and the
+/// second one is, whoever is the relay then.
+#[tokio::test]
+async fn inv_2_a_view_is_mended_by_alter() -> Result<()> {
+    for is_restarted in [false, true] {
+        let scene = Scene::start(Flavour::V26).await?;
+        scene.clickhouse.query(&totals(WINDOW)).await?;
+        let query = |more: &str| {
+            format!(
+                "select event_type, toUInt64(count(){more}) as k from {TABLE} group by event_type"
+            )
+        };
+        let throwing = query(" + throwIf(max(toYYYYMM(event_date_time)) = 202612)");
+        let view = format!("create materialized view counting to totals as {throwing}");
+        scene.clickhouse.query(&view).await?;
+        let oracle = Oracle::new();
+        publish(&scene, &oracle, &events(3, 31 * DAY_US)).await?;
+        let relay = scene.running_with(&[STOPPED_MS])?;
+        stands_still(&scene, &relay, &["materialized view"]).await?;
+        let mend = format!("alter table counting modify query {}", query(""));
+        if is_restarted {
+            relay.kill().await?;
+            scene.clickhouse.query(&mend).await?;
+            scene.holds_when_drained(&oracle).await?;
+        } else {
+            scene.clickhouse.query(&mend).await?;
+            scene.holds(&oracle, relay).await?;
+        }
+        assert_eq!(counted(&scene).await?, 3, "restarted: {is_restarted}");
+    }
+    Ok(())
+}
+
 async fn insert_by_token(scene: &Scene) -> Result<()> {
     let insert = format!(
         "insert into {TABLE} (event_type, metadata_version) settings insert_deduplication_token = 't', \

@@ -3,7 +3,7 @@
 select
     b.number, b.batch_id, b.origin, b.kind, b.from_snapshot::text, b.to_snapshot::text,
     b.after_tx::text, b.after_id, b.until_tx::text, b.until_id, b.rows, b.bytes, b.digest,
-    b.blocks::text, b.sealed_at, b.parent, b.root, b.selection::text,
+    b.blocks::text, b.sealed_at, b.parent, b.root, b.selection::text, b.terms::text,
     r.replay, r.kind, r.parent, r.only_partition,
     (extract(epoch from r.since) * 1000000)::bigint, (extract(epoch from r.until) * 1000000)::bigint,
     dead.txs, dead.ids

@@ -1,10 +1,16 @@
 -- Copies events of the outbox into the dead letters of sink $1, with what is wrong with each.
 insert into pillarbox.dead_letter (
-    sink, number, tx, id, event_id, event_type, event_date_time, environment, event_context,
+    sink, number, root, tx, id, event_id, event_type, event_date_time, environment, event_context,
     metadata_version, trace_parent, published_at, more, code, column_name, reason
 )
 select
-    $1, given.number, e.tx, e.id, e.event_id, e.event_type, e.event_date_time, e.environment,
+    $1, given.number,
+    (
+        select coalesce(b.root, b.number)
+        from pillarbox.batch b
+        where b.sink = $1 and b.number = given.number
+    ),
+    e.tx, e.id, e.event_id, e.event_type, e.event_date_time, e.environment,
     e.event_context, e.metadata_version, e.trace_parent, e.published_at,
     (
         select coalesce(pg_catalog.json_object_agg(k.key, k.value), '{}')
