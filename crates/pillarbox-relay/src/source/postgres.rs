@@ -20,7 +20,7 @@ use crate::schema::{self, LOCK_CLASS};
 use crate::sink::OutboxColumn;
 use crate::snapshot::{Position, Span};
 
-use holder::Holder;
+use holder::{Holder, Watch};
 
 mod copy;
 #[cfg(feature = "fuzzing")]
@@ -43,6 +43,9 @@ const COLUMNS: &str = include_str!("postgres/sql/outbox_columns.sql");
 const SILENCE_MIN: Duration = STATEMENT_TIMEOUT;
 /// Ends every session of a relay but the one that asks.
 const DISPLACE: &str = include_str!("postgres/sql/displace.sql");
+
+/// A relay that lives beats in this time, even when its server is slow.
+const BEATS: Duration = Duration::from_secs(4);
 
 /// How often a stand-by asks for the lock.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
@@ -86,9 +89,11 @@ impl PostgresSource {
     }
 
     /// How long a session of ours may show no life before the server itself ends it. So a frozen relay
-    /// keeps neither lock nor snapshot, whoever may end whose sessions.
+    /// keeps neither lock nor snapshot, whoever may end whose sessions. A stand-by that may ends all of
+    /// them, so it comes first.
     fn silence_max(&self) -> String {
-        format!("{}ms", self.takeover_after.max(SILENCE_MIN).as_millis())
+        let silence = self.takeover_after.max(SILENCE_MIN) + STANDBY_INTERVAL * 4;
+        format!("{}ms", silence.as_millis())
     }
 
     /// Asks for the sink's lock on `control`, and waits for it if `standby` says so.
@@ -100,6 +105,7 @@ impl PostgresSource {
     ) -> Result<bool, SourceError> {
         const LOCK: &str = "select pg_catalog.pg_try_advisory_lock($1, $2)";
         let mut waiting_for = None;
+        let mut watch = Watch::default();
         loop {
             let lock = query_one(control, LOCK, &[&LOCK_CLASS, &sink]).await?;
             if lock.get(0) {
@@ -109,10 +115,13 @@ impl PostgresSource {
             // None when it has just gone.
             let holder = holder.await?;
             if let Some(holder) = &holder {
-                self.displace_frozen(control, holder).await?;
-            }
-            if standby == Standby::Leave {
-                return Ok(false);
+                let shows_no_life_for = watch.look(holder);
+                let Some(patience) = self.patience(holder, standby) else {
+                    return Ok(false);
+                };
+                if shows_no_life_for >= patience {
+                    self.displace_frozen(control, holder).await?;
+                }
             }
             if let Some(holder) = holder.filter(|holder| waiting_for.as_ref() != Some(&holder.name))
             {
@@ -135,12 +144,23 @@ impl PostgresSource {
         }
     }
 
-    /// Ends every session of a relay that holds the lock but shows no life.
-    async fn displace_frozen(&self, control: &Session, holder: &Holder) -> Result<(), SourceError> {
-        let is_frozen = holder
+    /// How long the holder has to show no life before it counts as frozen; `None` when there is nothing
+    /// to wait for. Who has no time goes by the server's clock, which somebody may have set, and looks
+    /// at a few beats only.
+    fn patience(&self, holder: &Holder, standby: Standby) -> Option<Duration> {
+        if standby == Standby::Wait {
+            return Some(self.takeover_after);
+        }
+        let is_silent = holder
             .silence
             .is_some_and(|silence| silence >= self.takeover_after);
-        if !is_frozen || !holder.is_relay() || !holder.may_end {
+        let may_displace = is_silent && holder.is_relay() && holder.may_end;
+        may_displace.then_some(BEATS.min(self.takeover_after))
+    }
+
+    /// Ends every session of a relay that holds the lock but shows no life.
+    async fn displace_frozen(&self, control: &Session, holder: &Holder) -> Result<(), SourceError> {
+        if !holder.is_relay() || !holder.may_end {
             return Ok(());
         }
         let silence = holder.silence;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use pillarbox_relay::batch::{Batch, Kind};
@@ -40,7 +40,8 @@ pub(super) struct Disk {
 pub(super) struct Connected {
     pub(super) sink: i32,
     pub(super) relay: String,
-    pub(super) last_statement: SystemTime,
+    /// By a clock that nobody sets.
+    pub(super) last_statement: Duration,
     pub(super) has_lock: bool,
 }
 
@@ -429,7 +430,7 @@ impl FakeDatabase {
 }
 
 impl State {
-    pub(super) fn connect(&mut self, sink: i32, relay: &str, now: SystemTime) -> u64 {
+    pub(super) fn connect(&mut self, sink: i32, relay: &str, now: Duration) -> u64 {
         self.last_session += 1;
         let session = Connected {
             sink,

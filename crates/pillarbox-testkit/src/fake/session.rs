@@ -55,7 +55,7 @@ impl FakeSession {
             let mut state = self.database.state();
             let own = state.sessions.get_mut(&self.id);
             own.ok_or_else(|| lost("the session was ended"))?
-                .last_statement = now;
+                .last_statement = self.database.clock().elapsed();
             work(&mut state, self.sink, now)
         };
         self.end(fault).await?;

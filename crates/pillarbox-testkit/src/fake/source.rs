@@ -37,7 +37,7 @@ impl FakeDatabase {
 impl FakeSource {
     /// Takes the lock, or says that another one has it, having displaced that one if it is frozen.
     fn try_lock(&self, session: u64, sink: i32) -> Result<bool, SourceError> {
-        let now = self.database.clock().wall();
+        let now = self.database.clock().elapsed();
         let mut state = self.database.state();
         if !state.sessions.contains_key(&session) {
             return Err(lost("the session was ended"));
@@ -52,10 +52,7 @@ impl FakeSource {
             }
             return Ok(true);
         };
-        let silence = now
-            .duration_since(holder.last_statement)
-            .unwrap_or_default();
-        if silence >= self.takeover_after {
+        if now.saturating_sub(holder.last_statement) >= self.takeover_after {
             let relay = holder.relay.clone();
             state
                 .sessions
@@ -108,7 +105,7 @@ impl Source for FakeSource {
             }
         }
         let (sink, id) = {
-            let now = self.database.clock().wall();
+            let now = self.database.clock().elapsed();
             let mut state = self.database.state();
             let sink = self.registered(&state)?;
             (sink, state.connect(sink, &self.relay, now))

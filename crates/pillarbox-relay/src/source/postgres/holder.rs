@@ -1,8 +1,9 @@
 //! Who holds the lock of a sink.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error};
 
@@ -15,6 +16,8 @@ pub(crate) struct Holder {
     pub(crate) name: String,
     /// How long it has not run a statement; `None` when this user may not know.
     pub(crate) silence: Option<Duration>,
+    /// When its last statement ended, by the server's clock; `None` when this user may not know.
+    changed_at: Option<SystemTime>,
     user: Option<String>,
     pid: i32,
     address: Option<String>,
@@ -37,6 +40,7 @@ impl Holder {
                 pid: row.get(3),
                 address: row.get(4),
                 may_end: row.get(5),
+                changed_at: row.get(6),
             }
         }))
     }
@@ -44,6 +48,40 @@ impl Holder {
     /// Whether it is a relay, which must show that it lives.
     pub(crate) fn is_relay(&self) -> bool {
         self.name.starts_with("pillarbox/")
+    }
+}
+
+/// What a stand-by has seen of a holder.
+#[derive(Debug, Default)]
+pub(crate) struct Watch(Option<Seen>);
+
+#[derive(Debug)]
+struct Seen {
+    pid: i32,
+    changed_at: SystemTime,
+    since: Instant,
+}
+
+impl Watch {
+    /// How long the holder has shown no life under these eyes, by a clock that nobody sets: the
+    /// server's may jump, and then every session looks silent.
+    pub(crate) fn look(&mut self, holder: &Holder) -> Duration {
+        let Some(changed_at) = holder.changed_at else {
+            self.0 = None;
+            return Duration::ZERO;
+        };
+        let known = self
+            .0
+            .take()
+            .filter(|seen| (seen.pid, seen.changed_at) == (holder.pid, changed_at));
+        let seen = known.unwrap_or_else(|| Seen {
+            pid: holder.pid,
+            changed_at,
+            since: Instant::now(),
+        });
+        let shown_none_for = seen.since.elapsed();
+        self.0 = Some(seen);
+        shown_none_for
     }
 }
 

@@ -103,26 +103,3 @@ async fn inv_2_a_killed_relay_is_replaced_on_clickhouse_26() -> Result<()> {
 async fn inv_2_a_frozen_relay_is_displaced_and_does_no_harm_on_clickhouse_26() -> Result<()> {
     a_frozen_relay_is_displaced(Flavour::V26).await
 }
-
-/// A relay is held up for longer than a take-over between its last look at its session and the first
-/// byte of an insert. When it goes on, another one has looked and sent: it sends nothing. Only
-/// `lookup` would have nothing else against it.
-#[tokio::test]
-async fn inv_2_a_relay_held_up_before_its_first_byte_sends_nothing_on_clickhouse_18() -> Result<()>
-{
-    let scene = Scene::start(Flavour::V18).await?;
-    let traffic = Traffic::start(&scene.postgres, 2, false).await?;
-    traffic.more(30).await?;
-    // Blocks the thread that everything of this relay's runs on.
-    let mut command = scene.relay("run", "before-send=1*sleep(14000)")?;
-    let held_up = scene.spawn(command.env("TAKEOVER_MS", "2500"))?;
-    scene.wait_in_flight().await?;
-    let standby = scene.running_with(&[("TAKEOVER_MS", "2500")])?;
-    standby.says("taking over from a frozen relay").await?;
-    standby.says("the sink is ready").await?;
-    held_up.says("held up for so long").await?;
-    let oracle = traffic.finish(&scene.postgres).await?;
-    held_up.stop().await?;
-    scene.holds(&oracle, standby).await?;
-    Ok(())
-}

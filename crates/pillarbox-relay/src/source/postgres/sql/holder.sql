@@ -16,7 +16,8 @@ select
             where holder.oid = a.usesysid and me.rolname = current_user
         ),
         false
-    )
+    ),
+    a.state_change
 from pg_catalog.pg_locks l
 join pg_catalog.pg_stat_activity a on a.pid = l.pid
 where l.locktype = 'advisory'
