@@ -19,7 +19,6 @@ use anyhow::{Context as _, Result};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::{Instant, sleep, sleep_until};
-use uuid::Uuid;
 
 pub use config::Config;
 use fault::Hand;
@@ -28,7 +27,7 @@ use load::Load;
 pub use outcome::Outcome;
 use stage::Stage;
 
-use crate::oracle::{Oracle, read_clickhouse};
+use crate::oracle::{Oracle, read_clickhouse, read_dead_letters};
 
 /// How much longer than planned faults may go on until each kind happened often enough.
 const OVERTIME: Duration = Duration::from_secs(90);
@@ -78,7 +77,7 @@ pub async fn run(config: &Config) -> Result<Outcome> {
     }
     stage.stop_relays().await?;
     stage.drain().await?;
-    let dead = dead_letters(&stage).await?;
+    let dead = read_dead_letters(&stage.postgres).await?;
     let found = read_clickhouse(&stage.clickhouse, stage::TABLE, stage.precision()).await?;
     let endings = stage
         .relays
@@ -190,7 +189,7 @@ async fn progress(stage: &Stage, tally: &Tally, oracle: &Oracle) -> Result<()> {
 async fn arrive(stage: &Stage, oracle: &Oracle) -> Result<()> {
     let (published, began) = (oracle.published(), Instant::now());
     while began.elapsed() < ARRIVAL_MAX {
-        let dead = dead_letters(stage).await?.len() as u64;
+        let dead = read_dead_letters(&stage.postgres).await?.len() as u64;
         if stage.rows().await? + dead >= published {
             return Ok(());
         }
@@ -200,18 +199,6 @@ async fn arrive(stage: &Stage, oracle: &Oracle) -> Result<()> {
         "not everything has arrived within {ARRIVAL_MAX:?}"
     ));
     Ok(())
-}
-
-/// Events that were set aside, where the schema knows dead letters.
-async fn dead_letters(stage: &Stage) -> Result<Vec<Uuid>> {
-    const KNOWN: &str = "select to_regclass('pillarbox.dead_letter') is not null";
-    const DEAD: &str = "select event_id from pillarbox.dead_letter where state <> 'delivered'";
-    let known = stage.postgres.query(KNOWN, &[]).await?;
-    if !known.first().is_some_and(|row| row.get(0)) {
-        return Ok(Vec::new());
-    }
-    let rows = stage.postgres.query(DEAD, &[]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 fn tails(stage: &Stage) -> String {

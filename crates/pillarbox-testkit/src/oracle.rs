@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-pub use reading::read_clickhouse;
+pub use reading::{read_clickhouse, read_dead_letters};
 
 /// How many ids of each finding a verdict names.
 const SAMPLE_MAX: usize = 10;
@@ -86,6 +86,17 @@ fn folded(bytes: &[u8]) -> u64 {
     step(state, u64::from_le_bytes(last))
 }
 
+/// Where an event must end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// In the sink or in the dead letters.
+    Either,
+    /// In the sink: it takes the event.
+    Sink,
+    /// In the dead letters: the event is poison.
+    DeadLetters,
+}
+
 /// An event as its generator published it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
@@ -94,6 +105,7 @@ pub struct Published {
     hash: u64,
     first_us: i64,
     last_us: i64,
+    end: End,
 }
 
 impl Published {
@@ -109,7 +121,18 @@ impl Published {
             hash: content.hash(),
             first_us,
             last_us,
+            end: End::Either,
         }
+    }
+
+    /// The same event, of which it is known where it must end.
+    #[must_use]
+    pub fn must_end(self, end: End) -> Self {
+        Self { end, ..self }
+    }
+
+    fn may_end(&self, end: End) -> bool {
+        self.end == End::Either || self.end == end
     }
 
     fn is(&self, found: &Found) -> bool {
@@ -118,7 +141,7 @@ impl Published {
     }
 }
 
-/// A row that the sink holds.
+/// A row that the sink holds, or a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// Its identity.
@@ -217,12 +240,14 @@ impl Oracle {
     }
 
     /// Compares with every row that the sink holds and every event in the dead letters.
-    pub fn verdict(&self, found: &[Found], dead: &[Uuid]) -> Verdict {
+    pub fn verdict(&self, found: &[Found], dead: &[Found]) -> Verdict {
         let events = self.events();
         let mut verdict = Verdict::default();
         let mut copies: HashMap<Uuid, u32> = HashMap::with_capacity(found.len());
-        let rows = found.iter().map(|row| (row.event_id, Some(row)));
-        for (id, row) in rows.chain(dead.iter().map(|id| (*id, None))) {
+        let rows = found.iter().map(|row| (row, End::Sink));
+        let letters = dead.iter().map(|letter| (letter, End::DeadLetters));
+        for (row, end) in rows.chain(letters) {
+            let id = row.event_id;
             let event = match events.get(&id) {
                 Some(State::Committed(event) | State::Unanswered(event)) => event,
                 Some(State::RolledBack) | None => {
@@ -232,15 +257,15 @@ impl Oracle {
             };
             let copies = copies.entry(id).or_default();
             *copies += 1;
-            if *copies > 1 {
-                verdict.duplicated.add(id);
-            } else {
-                match row {
-                    Some(_) => verdict.delivered += 1,
-                    None => verdict.dead += 1,
-                }
+            match end {
+                _ if *copies > 1 => verdict.duplicated.add(id),
+                End::DeadLetters => verdict.dead += 1,
+                End::Sink | End::Either => verdict.delivered += 1,
             }
-            if row.is_some_and(|row| !event.is(row)) {
+            if !event.may_end(end) {
+                verdict.misplaced.add(id);
+            }
+            if !event.is(row) {
                 verdict.altered.add(id);
             }
         }
@@ -299,8 +324,10 @@ pub struct Verdict {
     pub duplicated: Finding,
     /// Rows of no committed event.
     pub phantom: Finding,
-    /// Rows that differ from what was published.
+    /// Rows and dead letters that differ from what was published.
     pub altered: Finding,
+    /// Events in the sink that must be in the dead letters, or the other way round.
+    pub misplaced: Finding,
     /// Events whose COMMIT was not answered and that nobody resolved.
     pub unresolved: Finding,
 }
@@ -325,19 +352,20 @@ impl Verdict {
         text
     }
 
-    fn findings(&self) -> [(&'static str, &Finding); 5] {
+    fn findings(&self) -> [(&'static str, &Finding); 6] {
         [
             ("lost", &self.lost),
             ("duplicated", &self.duplicated),
             ("phantom", &self.phantom),
             ("altered", &self.altered),
+            ("misplaced", &self.misplaced),
             ("unresolved", &self.unresolved),
         ]
     }
 }
 
-/// `published=N delivered=N dead=N lost=N duplicated=N phantom=N altered=N`, then `unresolved=N`
-/// where there are any.
+/// `published=N delivered=N dead=N lost=N duplicated=N phantom=N altered=N`, then `misplaced=N` and
+/// `unresolved=N` where there are any.
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -351,9 +379,13 @@ impl fmt::Display for Verdict {
             self.phantom.count,
             self.altered.count,
         )?;
-        match self.unresolved.count {
-            0 => Ok(()),
-            count => write!(f, " unresolved={count}"),
+        let rare = [
+            ("misplaced", &self.misplaced),
+            ("unresolved", &self.unresolved),
+        ];
+        for (word, finding) in rare.iter().filter(|(_, finding)| finding.count > 0) {
+            write!(f, " {word}={}", finding.count)?;
         }
+        Ok(())
     }
 }

@@ -1,10 +1,10 @@
-//! Reads every row of a ClickHouse table, a page at a time.
+//! Reads every row of a ClickHouse table, a page at a time, and every dead letter.
 
 use anyhow::{Context, Result, bail, ensure};
 use uuid::Uuid;
 
 use super::{Content, Found, Precision};
-use crate::servers::ClickHouse;
+use crate::servers::{ClickHouse, Postgres};
 
 /// Bytes of a page, about: what is held in memory at once.
 const PAGE_BYTES: u64 = 64 << 20;
@@ -63,6 +63,29 @@ pub async fn read_clickhouse(
         found.len()
     );
     Ok(found)
+}
+
+/// Reads every event that is set aside, as the outbox had it; those that a retry has delivered since
+/// are none.
+///
+/// Holds all of them at once. Dropping the future is safe.
+pub async fn read_dead_letters(server: &Postgres) -> Result<Vec<Found>> {
+    const LETTERS: &str = "
+        select event_id, event_type, (extract(epoch from event_date_time) * 1000000)::bigint,
+            environment, event_context::text, metadata_version
+        from pillarbox.dead_letter
+        where state <> 'delivered'";
+    let rows = server.query(LETTERS, &[]).await?;
+    let letter = |row: &tokio_postgres::Row| {
+        let content = Content {
+            event_type: row.get(1),
+            environment: row.get(3),
+            event_context: row.get::<_, &str>(4).as_bytes(),
+            metadata_version: row.get::<_, i64>(5).cast_unsigned(),
+        };
+        Found::new(row.get(0), &content, row.get(2), Precision::Micros)
+    };
+    Ok(rows.iter().map(letter).collect())
 }
 
 fn statement(table: &str, precision: Precision, page: u64, pages: u64) -> String {

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{Content, Finding, Found, Oracle, Precision, Published, Verdict};
+use super::{Content, End, Finding, Found, Oracle, Precision, Published, Verdict};
 
 const TIME_US: i64 = 1_795_168_800_123_456;
 
@@ -74,7 +74,7 @@ fn a_missing_event_is_lost() {
 
 #[test]
 fn a_dead_letter_is_not_lost() {
-    let verdict = oracle().verdict(&[found(1), found(3)], &[id(2)]);
+    let verdict = oracle().verdict(&[found(1), found(3)], &[found(2)]);
     let dead = 1;
     assert_eq!(verdict, Verdict { dead, ..good(2) });
     assert!(verdict.holds());
@@ -90,8 +90,37 @@ fn a_second_copy_is_duplicated_also_in_the_dead_letters() {
     };
     let twice: Vec<Found> = all.into_iter().chain([found(2)]).collect();
     assert_eq!(oracle().verdict(&twice, &[]), wanted);
-    assert_eq!(oracle().verdict(&all, &[id(2)]), wanted);
+    assert_eq!(oracle().verdict(&all, &[found(2)]), wanted);
     assert!(!wanted.holds());
+}
+
+#[test]
+fn a_dead_letter_that_differs_is_altered() {
+    let letter = Found::new(id(2), &content("{ }"), TIME_US, Precision::Micros);
+    let verdict = oracle().verdict(&[found(1), found(3)], &[letter]);
+    let (altered, dead) = (one(2), 1);
+    let wanted = Verdict {
+        altered,
+        dead,
+        ..good(2)
+    };
+    assert_eq!(verdict, wanted);
+    assert!(!verdict.holds());
+}
+
+#[test]
+fn poison_in_the_sink_and_a_good_event_in_the_dead_letters_are_misplaced() {
+    let oracle = oracle();
+    oracle.committed(published(1).must_end(End::Sink));
+    oracle.committed(published(2).must_end(End::DeadLetters));
+    assert!(oracle.verdict(&[found(1), found(3)], &[found(2)]).holds());
+    let dead = [found(1), found(2), found(3)];
+    for (rows, letters, wrong) in [(&dead[..], &[][..], 2), (&[], &dead, 1)] {
+        let verdict = oracle.verdict(rows, letters);
+        assert_eq!(verdict.misplaced, one(wrong));
+        assert!(!verdict.holds());
+        assert!(verdict.to_string().ends_with(" altered=0 misplaced=1"));
+    }
 }
 
 #[test]

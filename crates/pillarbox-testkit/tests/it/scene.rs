@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use pillarbox_relay::schema::registry::{self, Start};
 use pillarbox_relay::schema::{self, settings};
 use pillarbox_relay::sink::clickhouse::{ClickHouse as Sink, ClickHouseConfig, CreateOptions};
-use pillarbox_testkit::oracle::{Oracle, Precision, Verdict, read_clickhouse};
+use pillarbox_testkit::oracle::{Oracle, Precision, Verdict, read_clickhouse, read_dead_letters};
 use pillarbox_testkit::servers::{ClickHouse, Flavour, PgVersion, Postgres, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -189,7 +189,8 @@ impl Scene {
     /// Compares what the table holds with what was committed.
     pub(crate) async fn verdict(&self, oracle: &Oracle) -> Result<Verdict> {
         let found = read_clickhouse(&self.clickhouse, TABLE, self.precision()).await?;
-        Ok(oracle.verdict(&found, &self.dead().await?))
+        let dead = read_dead_letters(&self.postgres).await?;
+        Ok(oracle.verdict(&found, &dead))
     }
 
     /// The events that are set aside.
