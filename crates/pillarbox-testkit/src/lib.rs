@@ -4,6 +4,7 @@ pub mod chaos;
 pub mod conformance;
 pub mod fake;
 pub mod oracle;
+pub mod proof;
 pub mod proxy;
 pub mod publish;
 pub mod servers;

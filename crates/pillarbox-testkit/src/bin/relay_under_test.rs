@@ -18,8 +18,8 @@ use pillarbox_relay::postgres::parse_url;
 use pillarbox_relay::recover::{Destination, Doubtful, Recovery};
 use pillarbox_relay::relay::{Options, Poison, Relay};
 use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig};
-use pillarbox_relay::sink::{OutboxColumn, Sink as _};
 use pillarbox_relay::source::postgres::PostgresSource;
+use pillarbox_testkit::proof;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -85,17 +85,7 @@ async fn main() -> Result<()> {
 /// Recovers the outbox of the one sink, and prints what was found.
 async fn recover(postgres: tokio_postgres::Config, sink: ClickHouse) -> Result<()> {
     let session = pillarbox_relay::postgres::connect(&postgres, "test").await?;
-    let columns = session.client().query(OUTBOX_COLUMNS, &[]).await?;
-    let columns: Vec<OutboxColumn> = columns
-        .iter()
-        .map(|row| OutboxColumn {
-            name: row.get(0),
-            type_oid: row.get(1),
-            type_name: row.get(2),
-            not_null: row.get(3),
-        })
-        .collect();
-    let plan = sink.prepare(&columns).await?;
+    let plan = proof::plan(session.client(), &sink).await?;
     let destinations = [Destination {
         name: &variable("SINK")?,
         fingerprint: "test",
@@ -109,9 +99,6 @@ async fn recover(postgres: tokio_postgres::Config, sink: ClickHouse) -> Result<(
     println!("{published_again} {}", serde_json::to_string(&findings)?);
     Ok(())
 }
-
-const OUTBOX_COLUMNS: &str =
-    include_str!("../../../pillarbox-relay/src/source/postgres/sql/outbox_columns.sql");
 
 fn variable(name: &str) -> Result<String> {
     std::env::var(name).with_context(|| format!("{name} is not set"))
