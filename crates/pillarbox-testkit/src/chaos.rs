@@ -2,13 +2,14 @@
 //!
 //! Two relays deliver what several publishers commit, through proxies; processes, network and sessions
 //! break at the same time, in an order that the seed decides. In the end all is healed, drained and
-//! compared row by row (INV-1, INV-2).
+//! compared row by row (INV-1, INV-2), dead letters too (INV-9), and proven batch by batch (INV-13).
 
 mod config;
 mod fault;
 mod kind;
 mod load;
 mod outcome;
+mod poison;
 mod stage;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use fault::Hand;
 use kind::{Lane, Tally};
 use load::Load;
 pub use outcome::Outcome;
+use poison::Letters;
 use stage::Stage;
 
 use crate::oracle::{Oracle, read_clickhouse, read_dead_letters};
@@ -61,37 +63,44 @@ pub async fn run(config: &Config) -> Result<Outcome> {
     let mut load = Load::start(&stage, config.seed).await?;
     let tally = Tally::new(config.flavour, config.duration);
     let oracle = Arc::clone(&load.oracle);
+    let began = Instant::now();
     let broken = tokio::select! {
         broken = break_things(config, &stage, &tally, &oracle) => broken,
         failed = load.failed() => failed,
         failed = supervise(&stage) => failed,
         never = progress(&stage, &tally, &oracle) => never,
+        never = poison::retry_now_and_then(&stage, config.duration / 2) => never,
     };
     broken.map_err(|error| error.context(tails(&stage)))?;
+    let broke_for = began.elapsed();
     stage.heal().await?;
     let takeovers = stage.takeovers().await?;
     stage.say("healed; waiting until everything has arrived");
     let oracle = load.finish(&stage.postgres).await?;
-    if config.duration.as_secs_f64() >= FULL_SECONDS {
-        arrive(&stage, &oracle).await?;
-    }
+    let is_late = config.duration.as_secs_f64() >= FULL_SECONDS && !arrive(&stage, &oracle).await?;
     stage.stop_relays().await?;
     stage.drain().await?;
-    let dead = read_dead_letters(&stage.postgres).await?;
+    if poison::retry_the_rest(&stage).await? {
+        stage.drain().await?;
+    }
     let found = read_clickhouse(&stage.clickhouse, stage::TABLE, stage.precision()).await?;
+    let dead = read_dead_letters(&stage.postgres).await?;
     let endings = stage
         .relays
         .iter()
         .map(|relay| relay.endings.load(Ordering::Relaxed));
     Ok(Outcome {
         seed: config.seed,
-        duration: config.duration,
+        broke_for,
         faults: tally.total(),
         missing: tally.missing(),
         unknown: stage.unknown(),
         resent: stage.resent(),
         takeovers,
         relays_ended: endings.sum(),
+        is_late,
+        letters: Letters::count(&stage.postgres).await?,
+        proof: stage.prove().await?,
         verdict: oracle.verdict(&found, &dead),
     })
 }
@@ -184,21 +193,18 @@ async fn progress(stage: &Stage, tally: &Tally, oracle: &Oracle) -> Result<()> {
     }
 }
 
-/// Waits until the table holds as many rows as events were published; the verdict says what is amiss
-/// where it does not come to that.
-async fn arrive(stage: &Stage, oracle: &Oracle) -> Result<()> {
+/// Waits until the table holds as many rows as events were published, but for the dead letters; says
+/// whether it came to that.
+async fn arrive(stage: &Stage, oracle: &Oracle) -> Result<bool> {
     let (published, began) = (oracle.published(), Instant::now());
     while began.elapsed() < ARRIVAL_MAX {
         let dead = read_dead_letters(&stage.postgres).await?.len() as u64;
         if stage.rows().await? + dead >= published {
-            return Ok(());
+            return Ok(true);
         }
         sleep(PROGRESS_EVERY / 10).await;
     }
-    stage.say(&format!(
-        "not everything has arrived within {ARRIVAL_MAX:?}"
-    ));
-    Ok(())
+    Ok(false)
 }
 
 fn tails(stage: &Stage) -> String {

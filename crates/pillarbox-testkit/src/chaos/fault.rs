@@ -36,7 +36,7 @@ pub(super) struct Hand<'a> {
     pub(super) is_long: bool,
 }
 
-impl Hand<'_> {
+impl<'a> Hand<'a> {
     /// Makes one fault happen and ends it; says what it was, or nothing where nothing was hit.
     pub(super) async fn inflict(&mut self, kind: Kind) -> Result<Option<String>> {
         match kind {
@@ -79,17 +79,15 @@ impl Hand<'_> {
     }
 
     /// The active relay, or any where none is for now.
-    fn target(&mut self) -> &Relay {
+    fn target(&mut self) -> &'a Relay {
         let any = self.random.random_range(0..2);
         let stage = self.stage;
         stage.active().unwrap_or(&stage.relays[any])
     }
 
+    /// Counts where it hit the active one.
     async fn kill_relay(&mut self) -> Result<Option<String>> {
-        let (stage, relay) = (self.stage, self.target().name);
-        let Some(relay) = stage.relays.iter().find(|one| one.name == relay) else {
-            return Ok(None);
-        };
+        let (stage, relay) = (self.stage, self.target());
         let was_active = relay.is_active();
         {
             let _down = relay.down.lock().await;
@@ -98,14 +96,13 @@ impl Hand<'_> {
             relay.start()?;
         }
         stage.becomes_active(|_| true, ACTIVE_MAX).await;
-        Ok(Some(format!("{}, active: {was_active}", relay.name)))
+        Ok(was_active.then(|| relay.name.to_owned()))
     }
 
+    /// Counts where it hit the active one.
     async fn stop_relay(&mut self) -> Result<Option<String>> {
-        let (stage, relay) = (self.stage, self.target().name);
-        let Some(relay) = stage.relays.iter().find(|one| one.name == relay) else {
-            return Ok(None);
-        };
+        let (stage, relay) = (self.stage, self.target());
+        let was_active = relay.is_active();
         {
             let _down = relay.down.lock().await;
             let ended = relay.program.stop().await?;
@@ -119,7 +116,7 @@ impl Hand<'_> {
             relay.start()?;
         }
         stage.becomes_active(|_| true, ACTIVE_MAX).await;
-        Ok(Some(relay.name.to_owned()))
+        Ok(was_active.then(|| relay.name.to_owned()))
     }
 
     /// Until another one has taken over, and for longer than it waits before that.
@@ -242,7 +239,8 @@ impl Hand<'_> {
             Wire::HalfOpen => counts.held > before.held,
             Wire::Late => counts.delayed > before.delayed,
             Wire::Narrow => counts.slowed > before.slowed,
-            Wire::Refused => true,
+            // A session that stays open does not notice. An insert opens a connection of its own.
+            Wire::Refused => side == Side::ClickHouse || counts.cut > before.cut,
         };
         let is_over = || match wire {
             Wire::Cut => has_hit(&sum(&proxies)),
@@ -285,7 +283,7 @@ impl Hand<'_> {
                 let hold = self.duration(300..2_500);
                 for proxy in proxies {
                     proxy.refuse().await?;
-                    if self.chance(0.5) {
+                    if side == Side::Postgres || self.chance(0.5) {
                         proxy.cut_all(Close::Fin);
                     }
                 }

@@ -1,5 +1,5 @@
 //! Publishers of every kind, who go on through everything: rollbacks, savepoints, asynchronous
-//! commits, long transactions, events of megabytes.
+//! commits, long transactions, events of megabytes, poison.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use tokio_postgres::{Client, NoTls, Transaction};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::poison::{Nature, published};
 use super::stage::{EVENT_BYTES_MAX, Stage};
 use crate::oracle::Oracle;
 use crate::publish::{Event, ODD_CONTEXTS, Way, session_lost};
@@ -227,7 +228,13 @@ impl Draft {
                 _ => format!(r#"{{"number":{}}}"#, random.random::<u32>()),
             };
             let months_ago = random.random_range(0..3);
-            self.event(context, months_ago)
+            let nature = Nature::random(random);
+            let nature = if nature.bears(&context) {
+                nature
+            } else {
+                Nature::Good
+            };
+            self.event(context, months_ago, nature)
         });
         let events = events.collect::<Result<_>>()?;
         self.parts.push((way, events, part));
@@ -236,19 +243,19 @@ impl Draft {
 
     fn add_large(&mut self, bytes: usize) -> Result<()> {
         let context = format!(r#"{{"large":"{}"}}"#, "0123456789".repeat(bytes / 10));
-        let event = self.event(context, 0)?;
+        let event = self.event(context, 0, Nature::Good)?;
         self.parts.push((Way::Function, vec![event], Part::Plain));
         Ok(())
     }
 
-    fn event(&mut self, context: String, months_ago: i64) -> Result<Event> {
+    fn event(&mut self, context: String, months_ago: i64, nature: Nature) -> Result<Event> {
         const MONTH_US: i64 = 31 * 86_400_000_000;
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        let time_us = i64::try_from(now.as_micros())? - months_ago * MONTH_US;
+        let time_us = i64::try_from(now.as_micros())? - months_ago * MONTH_US + nature.later_us();
         self.events += 1;
         Ok(Event {
             event_id: Uuid::from_u128(self.id.as_u128() + u128::from(self.events)),
-            ..Event::at(time_us, "chaos", context)
+            ..Event::at(time_us, nature.event_type(), context)
         })
     }
 }
@@ -279,12 +286,12 @@ pub(super) async fn transact(client: &mut Client, draft: &Draft, oracle: &Oracle
         .filter(|(_, _, part)| *part != Part::SavepointRolledBack);
     let kept: Vec<&Event> = kept.flat_map(|(_, events, _)| events).collect();
     for event in &kept {
-        oracle.unanswered(event.published()?);
+        oracle.unanswered(published(event)?);
     }
     tx.commit().await?;
     if !draft.is_async {
         for event in &kept {
-            oracle.committed(event.published()?);
+            oracle.committed(published(event)?);
         }
     }
     Ok(())

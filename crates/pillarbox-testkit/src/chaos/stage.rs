@@ -11,17 +11,21 @@ use anyhow::{Result, ensure};
 use pillarbox_relay::schema::registry::{self, Start};
 use pillarbox_relay::schema::{self, settings};
 use pillarbox_relay::sink::clickhouse::{ClickHouse as Sink, ClickHouseConfig, CreateOptions};
+use pillarbox_relay::sink::{Guarantee, Plan as _};
+use pillarbox_relay::verify::Proof;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::config::Config;
 use super::kind::Side;
+use super::poison;
 use crate::oracle::Precision;
+use crate::proof;
 use crate::proxy::Proxy;
 use crate::servers::{ClickHouse, Flavour, Postgres, Program};
 
 pub(super) const TABLE: &str = "events";
-const SINK: &str = "clickhouse";
+pub(super) const SINK: &str = "clickhouse";
 
 /// The shortest that the configuration permits.
 pub(super) const TAKEOVER_AFTER: Duration = Duration::from_secs(13);
@@ -210,6 +214,12 @@ impl Stage {
         Ok(())
     }
 
+    /// What `verify` says of every batch.
+    pub(super) async fn prove(&self) -> Result<Proof> {
+        let client = self.postgres.connect().await?;
+        proof::prove(&client, &sink(&self.clickhouse)?, SINK).await
+    }
+
     /// Rows in the table.
     pub(super) async fn rows(&self) -> Result<u64> {
         let count = format!("select count() from {TABLE}");
@@ -264,6 +274,12 @@ impl Stage {
     }
 }
 
+fn sink(clickhouse: &ClickHouse) -> Result<Sink> {
+    let url = clickhouse.url_with_credentials()?;
+    let config = ClickHouseConfig::new(url, clickhouse.database(), TABLE);
+    Ok(Sink::new(config)?)
+}
+
 /// The schema, the table, the sink, and a ring that turns at every look.
 async fn install(postgres: &Postgres, clickhouse: &ClickHouse) -> Result<()> {
     let mut client = postgres.connect().await?;
@@ -275,10 +291,17 @@ async fn install(postgres: &Postgres, clickhouse: &ClickHouse) -> Result<()> {
         ..settings::Change::default()
     };
     settings::change(&mut client, &change).await?;
-    let url = clickhouse.url_with_credentials()?;
-    let sink = Sink::new(ClickHouseConfig::new(url, clickhouse.database(), TABLE))?;
+    let sink = sink(clickhouse)?;
     sink.create(&CreateOptions::default()).await?;
     registry::register(&client, SINK, "chaos", Start::Outbox).await?;
+    poison::refuse(clickhouse).await?;
+    // Which faults it has to bear depends on it.
+    let expected = match clickhouse.flavour() {
+        Flavour::V18 => Guarantee::Lookup,
+        Flavour::V26 => Guarantee::Token,
+    };
+    let guarantee = proof::plan(&client, &sink).await?.guarantee();
+    ensure!(guarantee == expected, "{guarantee:?} is not {expected:?}");
     Ok(())
 }
 
@@ -336,6 +359,7 @@ fn environment(clickhouse: &ClickHouse, insert_timeout: Duration) -> Result<Vec<
         ("MAX_AGE_MS", "100".to_owned()),
         ("TEND_MS", "100".to_owned()),
         ("STOPPED_MS", "1000".to_owned()),
+        ("POISON_ROWS", poison::ROWS_MAX.to_string()),
     ];
     let owned = variables.map(|(name, value)| (name.to_owned(), value));
     Ok(owned.to_vec())
