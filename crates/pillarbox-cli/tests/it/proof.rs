@@ -20,7 +20,10 @@ async fn deliver(program: &Program, url: &str, count: i32, kind: &str) -> Result
     program.json(&["relay", "--once"]).await
 }
 
-async fn differences(program: &Program) -> Result<Vec<(i64, String)>> {
+/// Batch, difference, rows that should be there, rows that are.
+type Difference = (i64, String, i64, i64);
+
+async fn differences(program: &Program) -> Result<Vec<Difference>> {
     let ran = program.run(&["verify", "--json"]).await?;
     let found: Value = serde_json::from_str(&ran.out)?;
     let findings = found["findings"].as_array().context("findings")?;
@@ -34,7 +37,9 @@ async fn differences(program: &Program) -> Result<Vec<(i64, String)>> {
     let of = |finding: &Value| {
         let number = finding["batch"].as_i64().unwrap_or(-1);
         let word = finding["difference"].as_str().unwrap_or_default();
-        (number, word.to_owned())
+        let rows = |side: &str| finding[side].as_i64().unwrap_or(-1);
+        let (expected, held) = (rows("expected_rows"), rows("held_rows"));
+        (number, word.to_owned(), expected, held)
     };
     Ok(findings.iter().map(of).collect())
 }
@@ -83,8 +88,8 @@ async fn inv_13_verify_names_what_is_missing_too_many_or_altered_and_repairs() -
         // Another statement than the relay's: no token of its own holds it back.
         clickhouse.query(&doubled).await?;
         let found = differences(&program).await?;
-        let expected = [(1, "missing"), (2, "fewer"), (3, "surplus")];
-        let expected = expected.map(|(number, word)| (number, word.to_owned()));
+        let expected = [(1, "missing", 0), (2, "fewer", 9), (3, "surplus", 20)];
+        let expected = expected.map(|(number, word, held)| (number, word.to_owned(), 10, held));
         assert_eq!(found, expected, "{version:?}");
         let only = ["verify", "--batch", "4"];
         program.done(&only).await?;

@@ -1,12 +1,12 @@
 //! The relay with failpoints, for tests that kill it: the real spine, source and sink.
 //!
 //! `FAILPOINTS` names the step at which it ends as by `kill -9`; the other variables say what it
-//! works on. Exits with 0 after a clean stop or a whole drain. Where `COUNTS` names a file, each
+//! works on; `FREEZE_AT` names one at which it stops as by `kill -STOP`. Exits with 0 after a clean stop or a whole drain. Where `COUNTS` names a file, each
 //! increment of a counter is a line of it, which outlives a kill.
 
 use std::fs::File;
 use std::io::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -20,6 +20,7 @@ use pillarbox_relay::relay::{Options, Poison, Relay};
 use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig};
 use pillarbox_relay::source::postgres::PostgresSource;
 use pillarbox_testkit::proof;
+use rustix::process::{Signal, getpid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,9 @@ async fn main() -> Result<()> {
         let file = File::options().create(true).append(true).open(path)?;
         let set = metrics::set_global_recorder(Counts(Arc::new(file)));
         set.map_err(|_| anyhow::anyhow!("a recorder of metrics is set"))?;
+    }
+    if let Ok(step) = std::env::var("FREEZE_AT") {
+        freeze_at(&step)?;
     }
     let takeover_after = Duration::from_millis(number("TAKEOVER_MS", 15_000)?);
     let postgres = parse_url(&variable("DATABASE_URL")?)?;
@@ -80,6 +84,31 @@ async fn main() -> Result<()> {
         relay.run(&stop).await?;
     }
     Ok(())
+}
+
+/// Stops the process where it first comes to a step; it goes on from there after SIGCONT.
+fn freeze_at(step: &str) -> Result<()> {
+    let (resumed, resumes) = mpsc::channel();
+    let mut resume = signal(SignalKind::from_raw(Signal::CONT.as_raw()))?;
+    tokio::spawn(async move {
+        resume.recv().await;
+        // Nobody waits where the step was not come to.
+        let _ = resumed.send(());
+    });
+    let resumes = Mutex::new(Some(resumes));
+    let freeze = move || {
+        let first = resumes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(resumes) = first {
+            // The other threads may stop before this one does: it must not go on meanwhile.
+            let _ = kill_process(getpid(), Signal::STOP);
+            let _ = resumes.recv();
+        }
+    };
+    let set = fail::cfg_callback(step, freeze);
+    set.map_err(|error| anyhow::anyhow!("{step}: {error}"))
 }
 
 /// Recovers the outbox of the one sink, and prints what was found.

@@ -3,6 +3,7 @@
 mod atomic;
 mod contexts;
 mod drain;
+mod frozen;
 mod guarantee;
 mod mended;
 mod outage;
