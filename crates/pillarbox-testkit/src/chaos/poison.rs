@@ -32,6 +32,9 @@ const RETRY_EVERY: Duration = Duration::from_secs(2);
 /// Dead letters retried at once: in a batch of a hundred, so much poison would be drift.
 const RETRIED_MAX: i64 = 20;
 
+/// Of what stays poison, retried once more when nothing breaks any more.
+const IN_VAIN: i64 = 5;
+
 /// How long the table may take to be mended when nothing breaks any more.
 const MEND_MAX: Duration = Duration::from_secs(60);
 
@@ -112,24 +115,36 @@ pub(super) async fn refuse(clickhouse: &ClickHouse) -> Result<()> {
     Ok(())
 }
 
-/// Mends the table, and asks for dead letters to be retried now and then, while things break. Never
-/// ends.
+/// Mends the table when it is time and something waits for it, and asks for dead letters to be retried
+/// now and then, while things break. Never ends.
 pub(super) async fn retry_now_and_then(stage: &Stage, mend_after: Duration) -> Result<()> {
     let began = Instant::now();
     let mut is_mended = false;
     loop {
         sleep(RETRY_EVERY).await;
         // What is down is asked again later.
-        if began.elapsed() >= mend_after && !is_mended && mend(&stage.clickhouse).await.is_ok() {
-            stage.say("the table is mended");
-            is_mended = true;
+        let is_due = began.elapsed() >= mend_after && !is_mended;
+        if is_due && is_waited_for(&stage.postgres).await.unwrap_or(false) {
+            is_mended = mend(&stage.clickhouse).await.is_ok();
+            if is_mended {
+                stage.say("the table is mended");
+            }
         }
         let _ = retry_some(&stage.postgres).await;
     }
 }
 
-/// Mends the table if that is still to be done, and retries what must be delivered then; says whether
-/// there was anything. For when nothing breaks any more.
+/// Whether dead letters can only be delivered once the table is mended.
+async fn is_waited_for(postgres: &Postgres) -> Result<bool> {
+    const WAITS: &str = "select exists (select from pillarbox.dead_letter where event_type = $1)";
+    let rows = postgres
+        .query(WAITS, &[&Nature::Early.event_type()])
+        .await?;
+    Ok(rows.first().is_some_and(|row| row.get(0)))
+}
+
+/// Mends the table if that is still to be done, and retries what must be delivered then and a little of
+/// what must not; says whether there was anything. For when nothing breaks any more.
 pub(super) async fn retry_the_rest(stage: &Stage) -> Result<bool> {
     let began = Instant::now();
     while let Err(error) = mend(&stage.clickhouse).await {
@@ -138,12 +153,16 @@ pub(super) async fn retry_the_rest(stage: &Stage) -> Result<bool> {
         }
         sleep(RETRY_EVERY / 10).await;
     }
-    let early =
-        "select dead_letter from pillarbox.dead_letter where event_type = $1 and state = 'dead'";
-    let rows = stage
-        .postgres
-        .query(early, &[&Nature::Early.event_type()])
-        .await?;
+    const REST: &str = "
+        select dead_letter from pillarbox.dead_letter where event_type = $1 and state = 'dead'
+        union all
+        (
+            select dead_letter from pillarbox.dead_letter
+            where event_type <> $1 and state = 'dead'
+            limit $2
+        )";
+    let early = Nature::Early.event_type();
+    let rows = stage.postgres.query(REST, &[&early, &IN_VAIN]).await?;
     let numbers: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
     request(&stage.postgres, &numbers).await?;
     Ok(!numbers.is_empty())
