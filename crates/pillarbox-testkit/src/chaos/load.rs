@@ -228,13 +228,7 @@ impl Draft {
                 _ => format!(r#"{{"number":{}}}"#, random.random::<u32>()),
             };
             let months_ago = random.random_range(0..3);
-            let nature = Nature::random(random);
-            let nature = if nature.bears(&context) {
-                nature
-            } else {
-                Nature::Good
-            };
-            self.event(context, months_ago, nature)
+            self.event(context, months_ago, Nature::random(random))
         });
         let events = events.collect::<Result<_>>()?;
         self.parts.push((way, events, part));

@@ -71,12 +71,6 @@ impl Nature {
         }
     }
 
-    /// Whether such an event may have this context. PostgreSQL reads a row as JSON to set it aside, and
-    /// its functions refuse the escape of a NUL: the relay would try for ever.
-    pub(super) fn bears(self, context: &str) -> bool {
-        self == Self::Good || !context.contains("\\u0000")
-    }
-
     /// What is added to the time of the event.
     pub(super) fn later_us(self) -> i64 {
         if self == Self::Far { FAR_US } else { 0 }

@@ -178,6 +178,41 @@ async fn inv_9_what_clickhouse_18_cannot_represent_is_set_aside() -> Result<()> 
     unrepresentable_is_set_aside(Flavour::V18).await
 }
 
+/// A context with the escape of a NUL, which `json` keeps and PostgreSQL's functions cannot read: refused by
+/// the server, and beyond what the encoder can represent.
+async fn poison_with_a_nul_is_set_aside(flavour: Flavour) -> Result<()> {
+    const YEAR_US: i64 = 366 * 86_400_000_000;
+    let scene = scene(flavour).await?;
+    let oracle = Oracle::new();
+    let mut client = scene.postgres.connect().await?;
+    let nul = || r#" {"nul" : "\u0000"} "#.to_owned();
+    let refused = Event::at(NOON_US, "poison", nul());
+    let far = Event::at(NOON_US + 600 * YEAR_US, "far", nul());
+    let mut events: Vec<Event> = (0..20).map(|n| event(n, false)).collect();
+    events.push(Event::at(NOON_US, "trial", nul()));
+    events.extend([refused, far]);
+    commit(&mut client, &oracle, Way::Insert, &events).await?;
+    let verdict = drained(&scene, &oracle).await?;
+    assert_eq!((verdict.delivered, verdict.dead), (21, 2));
+    // A retry reads them from where they were set aside.
+    accept_poison(&scene).await?;
+    let request = "update pillarbox.dead_letter set state = 'requested' where state = 'dead'";
+    scene.postgres.execute(request).await?;
+    let verdict = drained(&scene, &oracle).await?;
+    assert_eq!((verdict.delivered, verdict.dead), (22, 1));
+    balances(&scene).await
+}
+
+#[tokio::test]
+async fn inv_9_poison_with_a_nul_is_set_aside_from_clickhouse_26() -> Result<()> {
+    poison_with_a_nul_is_set_aside(Flavour::V26).await
+}
+
+#[tokio::test]
+async fn inv_9_poison_with_a_nul_is_set_aside_from_clickhouse_18() -> Result<()> {
+    poison_with_a_nul_is_set_aside(Flavour::V18).await
+}
+
 /// Ten thousand bad rows are not poison: the sink stops, nothing is set aside, and when the table is
 /// mended everything arrives.
 async fn many_are_drift(flavour: Flavour) -> Result<()> {

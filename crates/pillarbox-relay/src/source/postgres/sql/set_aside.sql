@@ -14,7 +14,7 @@ select
     e.event_context, e.metadata_version, e.trace_parent, e.published_at,
     (
         select coalesce(pg_catalog.json_object_agg(k.key, k.value), '{}')
-        from pg_catalog.json_each(pg_catalog.to_json(e)) k
+        from pg_catalog.json_each(e.row_without_context) k
         where k.key <> all (array[
             'tx', 'id', 'event_id', 'event_type', 'event_date_time', 'environment',
             'event_context', 'metadata_version', 'trace_parent', 'published_at'
@@ -26,5 +26,11 @@ from rows from (
     pg_catalog.unnest($5::integer[]), pg_catalog.unnest($6::text[]), pg_catalog.unnest($7::text[])
 ) as given (number, tx, id, code, column_name, reason)
 cross join lateral (
-    select * from pillarbox.event e where e.tx = given.tx::xid8 and e.id = given.id
+    -- No JSON function reads a context with the escape of a NUL.
+    select
+        e.*,
+        pg_catalog.to_json(pg_catalog.json_populate_record(e, '{"event_context": null}'))
+            as row_without_context
+    from pillarbox.event e
+    where e.tx = given.tx::xid8 and e.id = given.id
 ) e
