@@ -337,6 +337,35 @@ async fn inv_2_retried_dead_letters_arrive_once_or_stay() {
     }
 }
 
+/// What was found to be poison once is no sign of drift when it is retried in vain.
+#[tokio::test(start_paused = true)]
+async fn inv_9_a_retry_in_vain_holds_nobody_up() {
+    for (name, sink) in sinks() {
+        let mut world = world(sink, 1);
+        world.options.poison.rows_max = 5;
+        let relay = world.start("a");
+        for count in 1..=4 {
+            publish(&world, 1, |_| true);
+            world.until_settled().await;
+            assert_eq!(world.dead().len(), count, "{name}");
+        }
+        world.database.request_retry(SINK);
+        publish(&world, 9, |_| false);
+        world
+            .until("the others arrive and the retry ends", |world| {
+                let letters = world.database.dead_letters(SINK);
+                let is_dead = |state| state == LetterState::Dead;
+                let is_over = letters.iter().all(|letter| is_dead(letter.state));
+                let is_stopped = world.database.stopped_reason(SINK).is_some();
+                is_stopped || (is_over && world.sink.rows().len() == 9)
+            })
+            .await;
+        assert_eq!(world.database.stopped_reason(SINK), None, "{name}");
+        world.assert_exact_for_good(name).await;
+        relay.stop().await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_replay_delivers_a_batch_again_without_its_dead_letters() {
     let world = world(FakeSink::builder().poison(is_poison), 1);
