@@ -1,10 +1,11 @@
 //! A relay whose machine is frozen at one exact moment, for longer than the take-over, and goes on there
 //! (INV-2).
 //!
-//! Between its last look at its session and the first byte of an insert nothing can stop it any more:
-//! a token makes nothing of that insert; in `lookup` mode it is the one hole, and `verify` names it.
+//! What it has handed to the network, nothing can stop any more: a token makes nothing of that insert;
+//! in `lookup` mode it is the one hole, and `verify` names it.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use pillarbox_relay::verify::{Difference, Proof};
@@ -144,6 +145,27 @@ async fn inv_2_frozen_before_its_last_check_or_after_the_answer_of_clickhouse_18
         "before-confirm",
     ];
     does_no_harm(&steps).await
+}
+
+/// Frozen in the process itself, where nothing has been handed to the network, for longer than an insert may
+/// take to begin: the successor looks, sees nothing and sends, and the first insert is never begun.
+#[tokio::test]
+async fn inv_2_frozen_before_its_first_byte_sends_nothing_to_clickhouse_18() -> Result<()> {
+    let scene = Scene::start(Flavour::V18).await?;
+    let oracle = Oracle::new();
+    publish(&scene, &oracle).await?;
+    let frozen = frozen_at(&scene, "before-send").await?;
+    let began = Instant::now();
+    let active = displaced(&scene, &oracle).await?;
+    eventually("the insert to be out of date", PATIENCE, || async {
+        Ok((began.elapsed() > Duration::from_secs(11)).then_some(()))
+    })
+    .await?;
+    resumed(&frozen).await?;
+    publish(&scene, &oracle).await?;
+    frozen.stop().await?;
+    scene.holds(&oracle, active).await?;
+    Ok(())
 }
 
 /// What a person would do about surplus rows: keep one of each event.
