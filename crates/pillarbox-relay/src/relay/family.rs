@@ -116,8 +116,11 @@ impl Family {
         self.refused.iter().copied().max().unwrap_or(0)
     }
 
-    /// Why so much poison is none.
+    /// Why so much poison is none. What was set aside before and is retried in vain is no news.
     pub(super) fn drift(&self, limits: &Poison) -> Option<String> {
+        if self.is_retry {
+            return None;
+        }
         drift(limits, self.poison(), self.rows, self.lately.unwrap_or(0))
     }
 

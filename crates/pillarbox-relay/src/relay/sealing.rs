@@ -282,7 +282,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         with: Record<'_>,
     ) -> Result<Option<Prepared>, Halt> {
         let began = self.clock.now();
-        self.judge_dead(tenure, builder.rows(), builder.dead())
+        self.judge_dead(tenure, sketch.kind, builder.rows(), builder.dead())
             .await?;
         let mut last = tenure.last_number.lock().await;
         let number = *last + 1;
@@ -329,6 +329,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     async fn judge_dead(
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
+        kind: Kind,
         rows: u64,
         dead: u64,
     ) -> Result<(), Halt> {
@@ -339,6 +340,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             Ok(false) => {}
             Ok(true) => return Err(SourceError::Changed.into()),
             Err(trouble) => return Err(Halt::Replan(trouble)),
+        }
+        if kind == Kind::Retry {
+            return Ok(());
         }
         let lately = tenure.session.lately_dead().await?;
         match drift(&self.options.poison, dead, rows + dead, lately) {

@@ -80,8 +80,10 @@ impl Letters {
             .map(|(_, letter)| letter)
     }
 
-    /// Sets an event aside, for the first time or again.
-    pub(super) fn add(&mut self, sink: i32, letter: &DeadLetter, row: OutboxRow, at: SystemTime) {
+    /// Sets an event aside, for the first time or again; it is dead since the first time.
+    pub(super) fn add(&mut self, sink: i32, letter: &DeadLetter, row: OutboxRow, now: SystemTime) {
+        let before = self.letters.get(&(sink, letter.at));
+        let at = before.map_or(now, |before| before.at);
         let added = FakeLetter {
             event_id: row.event.event_id,
             letter: letter.clone(),
