@@ -8,3 +8,4 @@ mod pooled_publishers;
 mod set_clock;
 mod strangers;
 mod terminated;
+mod upgrade;

@@ -53,7 +53,17 @@ impl Scene {
 
     /// The recommended table.
     pub(crate) async fn on(postgres: Postgres, flavour: Flavour) -> Result<Self> {
-        let scene = Self::without_table(postgres, flavour).await?;
+        Self::of_version(postgres, flavour, schema::VERSION).await
+    }
+
+    /// The recommended table, and a schema of this version in PostgreSQL.
+    pub(crate) async fn of_version(
+        postgres: Postgres,
+        flavour: Flavour,
+        version: i32,
+    ) -> Result<Self> {
+        let clickhouse = ClickHouse::start(flavour).await?;
+        let scene = Self::installed(postgres, clickhouse, version).await?;
         let sink = scene.sink(TABLE)?;
         sink.create(&CreateOptions::default()).await?;
         scene.register(SINK).await?;
@@ -68,8 +78,12 @@ impl Scene {
 
     /// The same with a server that runs already.
     pub(crate) async fn beside(postgres: Postgres, clickhouse: ClickHouse) -> Result<Self> {
+        Self::installed(postgres, clickhouse, schema::VERSION).await
+    }
+
+    async fn installed(postgres: Postgres, clickhouse: ClickHouse, version: i32) -> Result<Self> {
         let mut client = postgres.connect().await?;
-        schema::migrate(&mut client).await?;
+        schema::migrate_to(&mut client, version).await?;
         let change = settings::Change {
             retention: Some("0".to_owned()),
             leaf_bytes_max: Some(1),

@@ -40,20 +40,11 @@ impl Traffic {
         some_async: bool,
         oracle: Arc<Oracle>,
     ) -> Result<Self> {
-        Self::begin(postgres, postgres.url(), writers, some_async, oracle).await
+        Self::through(postgres, postgres.url(), writers, some_async, oracle).await
     }
 
     /// The same by another way to the server.
     pub(crate) async fn through(
-        postgres: &Postgres,
-        url: &str,
-        writers: u32,
-        some_async: bool,
-    ) -> Result<Self> {
-        Self::begin(postgres, url, writers, some_async, Arc::default()).await
-    }
-
-    async fn begin(
         postgres: &Postgres,
         url: &str,
         writers: u32,

@@ -2,6 +2,7 @@
 //! connection of its own (INV-1, INV-2).
 
 use std::process::Stdio;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use pillarbox_testkit::servers::{Flavour, PgBouncer, PoolMode};
@@ -49,7 +50,7 @@ async fn behind_a_pooler(flavour: Flavour) -> Result<()> {
     // Far fewer server connections than publishers.
     let bouncer = PgBouncer::start(&scene.postgres, PoolMode::Transaction, 3, "postgres").await?;
     let url = bouncer.url("postgres");
-    let traffic = Traffic::through(&scene.postgres, &url, 12, true).await?;
+    let traffic = Traffic::through(&scene.postgres, &url, 12, true, Arc::default()).await?;
     let relay = scene.running()?;
     for n in 0..BY_PSQL {
         let times = [START_US + n * 1_000_001, START_US + n * 1_000_001 + 7];
