@@ -222,9 +222,15 @@ async fn lock<'a>(
         .map(|destination| (destination.name, destination))
         .collect();
     let rows = client.query(SINKS, &[&LOCK_CLASS]).await?;
-    if rows.is_empty() || rows.len() > SINKS_MAX {
+    if rows.is_empty() {
+        return Err(RecoverError::Refused(
+            "no sink is registered, so no ledger is there to recover; run: pillarbox sink create"
+                .to_owned(),
+        ));
+    }
+    if rows.len() > SINKS_MAX {
         return Err(RecoverError::Refused(format!(
-            "{} sinks are registered; recovering works on 1 to {SINKS_MAX}",
+            "{} sinks are registered; recovering works on {SINKS_MAX} at most",
             rows.len()
         )));
     }

@@ -12,6 +12,7 @@ mod pausing;
 mod pooled;
 mod publishing;
 mod readme;
+mod recover;
 mod refusals;
 mod schema;
 mod secrets;

@@ -1,7 +1,8 @@
 //! `migrate`, `uninstall`.
 
 use anyhow::{Result, ensure};
-use pillarbox_testkit::servers::{PgVersion, Postgres};
+use pillarbox_relay::schema;
+use pillarbox_testkit::servers::{ClickHouse, Flavour, PgVersion, Postgres};
 
 use crate::program::{Program, connect, database, unique};
 
@@ -115,6 +116,49 @@ async fn a_newer_schema_is_refused_by_every_command() -> Result<()> {
         let text = program.refusal(3, &command).await?;
         assert!(text.contains("has version 999"), "{text}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_older_schema_is_refused_by_every_command_until_it_is_upgraded() -> Result<()> {
+    let (postgres, program, url) = database(PgVersion::V15).await?;
+    let clickhouse = ClickHouse::start(Flavour::V26).await?;
+    let program = program.with_clickhouse(&clickhouse)?;
+    schema::migrate_to(&mut connect(&url).await?, 1).await?;
+    for command in [
+        ["relay"].as_slice(),
+        &["relay", "--once"],
+        &["status"],
+        &["settings"],
+        &["sink", "create"],
+        &["sink", "check"],
+        &["sink", "retire", "clickhouse", "--yes"],
+        &["verify"],
+        &["dead-letters", "list"],
+        &["pause"],
+        &["resume"],
+        &["grant", "postgres", "--as", "relay"],
+        &["uninstall", "--yes"],
+    ] {
+        let text = program.refusal(3, command).await?;
+        assert!(
+            text.contains("has version 1, but this program needs version 2")
+                && text.contains("run: pillarbox migrate"),
+            "{command:?}: {text}"
+        );
+    }
+    // What publishers do is the same in both versions.
+    program.done(&["publish", "early", "{}"]).await?;
+    let upgraded = program.json(&["migrate"]).await?;
+    assert_eq!(upgraded["result"], "upgraded", "{upgraded}");
+    let other = postgres.create_database(&unique("other")).await?;
+    let mut client = connect(&other).await?;
+    schema::migrate_to(&mut client, 1).await?;
+    let script = program.done(&["migrate", "--print", "--from", "1"]).await?;
+    client.batch_execute(&script).await?;
+    assert_eq!(describe(&url).await?, describe(&other).await?);
+    program.done(&["sink", "create"]).await?;
+    assert_eq!(program.json(&["relay", "--once"]).await?["rows"], 1);
     Ok(())
 }
 

@@ -222,14 +222,14 @@ fn decide(ledgers: &[Ledger<'_>], sinks: &[SinkFindings]) -> Result<(), RecoverE
             false => "the table does not keep the column event_id",
         };
         return Err(RecoverError::Refused(format!(
-            "whether {} of the sink {} are in its table cannot be told: {why}; look for them yourself, \
-             then say what to do with them: --doubtful deliver (those that are there will be there \
-             twice) or --doubtful skip (those that are not will never be)",
+            "nobody can tell whether the table of the sink {} holds {}: {why}; look yourself, then say \
+             what to do: --doubtful deliver (what is there will be there twice) or --doubtful skip \
+             (what is not will never be)",
+            destination.name,
             match findings.doubtful {
                 1 => "1 event".to_owned(),
                 events => format!("{events} events"),
-            },
-            destination.name
+            }
         )));
     }
     Ok(())
