@@ -34,7 +34,8 @@ use crate::oracle::{Oracle, read_clickhouse, read_dead_letters};
 /// How much longer than planned faults may go on until each kind happened often enough.
 const OVERTIME: Duration = Duration::from_secs(90);
 
-/// How long everything may take to arrive when nothing breaks any more.
+/// How long everything may take to arrive when nothing breaks any more, beside the length of the run: so
+/// much may have been left behind.
 const ARRIVAL_MAX: Duration = Duration::from_secs(180);
 
 /// Between two lines of progress.
@@ -77,7 +78,9 @@ pub async fn run(config: &Config) -> Result<Outcome> {
     let takeovers = stage.takeovers().await?;
     stage.say("healed; waiting until everything has arrived");
     let oracle = load.finish(&stage.postgres).await?;
-    let is_late = config.duration.as_secs_f64() >= FULL_SECONDS && !arrive(&stage, &oracle).await?;
+    let is_full = config.duration.as_secs_f64() >= FULL_SECONDS;
+    let arrival_max = ARRIVAL_MAX + config.duration;
+    let is_late = is_full && !arrive(&stage, &oracle, arrival_max).await?;
     stage.stop_relays().await?;
     stage.drain().await?;
     if poison::retry_the_rest(&stage).await? {
@@ -195,9 +198,9 @@ async fn progress(stage: &Stage, tally: &Tally, oracle: &Oracle) -> Result<()> {
 
 /// Waits until the table holds as many rows as events were published, but for the dead letters; says
 /// whether it came to that.
-async fn arrive(stage: &Stage, oracle: &Oracle) -> Result<bool> {
+async fn arrive(stage: &Stage, oracle: &Oracle, arrival_max: Duration) -> Result<bool> {
     let (published, began) = (oracle.published(), Instant::now());
-    while began.elapsed() < ARRIVAL_MAX {
+    while began.elapsed() < arrival_max {
         let dead = read_dead_letters(&stage.postgres).await?.len() as u64;
         if stage.rows().await? + dead >= published {
             return Ok(true);

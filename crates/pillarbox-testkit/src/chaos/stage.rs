@@ -42,6 +42,9 @@ const UNKNOWN: &str = "pillarbox_unknown_deliveries_total";
 /// In the head of an insert, and of no other request.
 pub(super) const INSERT: &[u8] = b"query=INSERT";
 
+/// How often what is left is drained before the run counts as failed.
+const DRAINS_MAX: u32 = 5;
+
 /// How often the log of a relay is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -202,15 +205,19 @@ impl Stage {
         self.postgres.wait_ready().await
     }
 
-    /// Delivers what is left, with a relay of its own.
+    /// Delivers what is left, with a relay of its own. One that loses its session is started again, as
+    /// cron does: on a busy machine the cancellation of a COPY may come so late that it costs a tenure.
     pub(super) async fn drain(&self) -> Result<()> {
-        self.drain.start()?;
-        let ended = self.drain.wait().await?;
-        ensure!(
-            ended.success(),
-            "the drain: {ended}{}",
-            self.drain.log_tail()
-        );
+        for drain in 1.. {
+            self.drain.start()?;
+            let ended = self.drain.wait().await?;
+            if ended.success() {
+                break;
+            }
+            let tail = self.drain.log_tail();
+            ensure!(drain < DRAINS_MAX, "the drain: {ended}{tail}");
+            self.say(&format!("the drain: {ended}; again"));
+        }
         Ok(())
     }
 
