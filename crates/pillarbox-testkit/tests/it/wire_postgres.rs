@@ -3,6 +3,7 @@
 //! once (INV-2).
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pillarbox_testkit::proxy::{Close, Direction, Fault, Faults, Proxy, Seen};
@@ -217,6 +218,39 @@ async fn answers_of_the_ledger_are_lost(flavour: Flavour) -> Result<()> {
     relay.says_after(lines, "the sink is ready").await?;
     wire.delivers(&relay).await?;
     wire.all_arrived(relay).await
+}
+
+/// The cancellation of a COPY travels on a connection of its own, and comes when the COPY has long ended by
+/// itself: it must not hit a statement that follows.
+async fn cancellations_are_late(flavour: Flavour) -> Result<()> {
+    /// The code of the message that asks for it.
+    const CANCEL: &[u8] = &80_877_102_u32.to_be_bytes();
+    const LATE: Duration = Duration::from_millis(300);
+    let scene = Scene::start(flavour).await?;
+    let upstream = SocketAddr::from(([127, 0, 0, 1], scene.postgres.port()?));
+    let proxy = Proxy::start(upstream)?;
+    let traffic = Traffic::start(&scene.postgres, 3, false).await?;
+    traffic.more(200).await?;
+    let oracle = traffic.finish(&scene.postgres).await?;
+    for _ in 0..1_000 {
+        proxy.arm(CANCEL, Faults::late(Direction::ToServer, LATE));
+    }
+    let url = proxy.url(scene.postgres.url())?;
+    // Without the question for TLS, which else comes first.
+    let separator = if url.contains('?') { '&' } else { '?' };
+    let url = format!("{url}{separator}sslmode=disable");
+    // The bytes end a batch, and the COPY with it.
+    scene
+        .drain_with(&[("DATABASE_URL", &url), ("MAX_BYTES", "2000")])
+        .await?;
+    ensure!(proxy.armed() < 1_000, "nothing was cancelled");
+    scene.holds_when_drained(&oracle).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn inv_2_cancellations_are_late_before_clickhouse_18() -> Result<()> {
+    cancellations_are_late(Flavour::V18).await
 }
 
 #[tokio::test]
