@@ -332,8 +332,9 @@ impl Tenure for PostgresSession {
             columns,
             rows_max,
         };
-        read::read(&mut reader, &reading, planned.as_deref(), into).await?;
-        *place = Some(reader);
+        if read::read(&mut reader, &reading, planned.as_deref(), into).await? {
+            *place = Some(reader);
+        }
         step!("read");
         Ok(())
     }

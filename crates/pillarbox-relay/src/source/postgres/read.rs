@@ -37,10 +37,6 @@ const LETTER: [&str; 10] = [
     "published_at",
 ];
 
-/// How long a cancellation may take to arrive after its connection was closed: it is a signal. One
-/// that comes later still costs a tenure, no event.
-const CANCELLATION_SECONDS_MAX: f64 = 0.05;
-
 /// What to read.
 #[derive(Debug)]
 pub(super) struct Reading<'a> {
@@ -51,14 +47,25 @@ pub(super) struct Reading<'a> {
     pub(super) rows_max: u64,
 }
 
+/// How a COPY ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copied {
+    /// With its last row.
+    Whole,
+    /// There was no room for more.
+    NoRoom,
+    /// The same, and a cancellation is still on its way: it hits whatever the session does next.
+    Cancelling,
+}
+
 /// Reads into `into` until that has no room or took `rows_max` rows. One row more is read, so that a
-/// batch is cut only where another row follows.
+/// batch is cut only where another row follows. Returns whether the session may be used again.
 pub(super) async fn read<R: Rows>(
     reader: &mut Session,
     reading: &Reading<'_>,
     planned: Option<&[OutboxColumn]>,
     into: &mut R,
-) -> Result<(), SourceError> {
+) -> Result<bool, SourceError> {
     let columns = reading.columns;
     if columns.len() > COLUMNS_MAX {
         return Err(SourceError::Refused(format!(
@@ -82,13 +89,14 @@ pub(super) async fn read<R: Rows>(
         let Some(query) = query(reading, limit) else {
             continue;
         };
-        if copy(&transaction, &canceller, &query, limit, &mut decoder, into).await?
-            == Pushed::NoRoom
-        {
-            break;
+        match copy(&transaction, &canceller, &query, limit, &mut decoder, into).await? {
+            Copied::Whole => {}
+            Copied::NoRoom => break,
+            Copied::Cancelling => return Ok(false),
         }
     }
-    bounded(async { transaction.rollback().await.map_err(lost) }).await
+    bounded(async { transaction.rollback().await.map_err(lost) }).await?;
+    Ok(true)
 }
 
 /// Begins with the lock on the outbox and its leaves. A COPY takes its snapshot before it takes the
@@ -121,7 +129,7 @@ async fn copy<R: Rows>(
     limit: u64,
     decoder: &mut Decoder,
     into: &mut R,
-) -> Result<Pushed, SourceError> {
+) -> Result<Copied, SourceError> {
     let statement = format!("copy ({query}) to stdout (format binary)");
     let opened = tokio::time::timeout(SILENCE_MAX, transaction.copy_out(statement.as_str()));
     let stream = opened.await.map_err(|_| silent())?.map_err(lost)?;
@@ -130,7 +138,7 @@ async fn copy<R: Rows>(
     loop {
         let Some(chunk) = next(&mut stream).await? else {
             decoder.end().map_err(unreadable)?;
-            return Ok(Pushed::Taken);
+            return Ok(Copied::Whole);
         };
         let chunk = chunk.map_err(lost)?;
         let pushed = decoder.feed(chunk, |row| into.push(row));
@@ -141,26 +149,28 @@ async fn copy<R: Rows>(
     // The row without room was the last one of the query: the COPY is at its end.
     let is_last = decoder.taken() >= last;
     // Never pause a COPY: it would hold its snapshot. Cancel it and read what is on the way.
-    if !is_last {
-        bounded(async { canceller.cancel().await.map_err(lost) }).await?;
+    if !is_last
+        && bounded(async { canceller.cancel().await.map_err(lost) })
+            .await
+            .is_err()
+    {
+        // The end of the session ends the COPY, too.
+        return Ok(Copied::Cancelling);
     }
     while let Some(chunk) = next(&mut stream).await? {
-        if let Err(error) = chunk {
-            return cancelled(error);
+        match chunk {
+            Ok(_) => {}
+            Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
+                return Ok(Copied::NoRoom);
+            }
+            Err(error) => return Err(lost(error)),
         }
     }
-    if is_last {
-        return Ok(Pushed::NoRoom);
-    }
-    // It ended by itself: the cancellation is still on its way and would hit the next statement.
-    let wait = format!("select pg_catalog.pg_sleep({CANCELLATION_SECONDS_MAX})");
-    bounded(async {
-        match transaction.batch_execute(&wait).await {
-            Ok(()) => Ok(Pushed::NoRoom),
-            Err(error) => cancelled(error),
-        }
+    Ok(match is_last {
+        true => Copied::NoRoom,
+        // It ended by itself.
+        false => Copied::Cancelling,
     })
-    .await
 }
 
 async fn next(
@@ -169,13 +179,6 @@ async fn next(
     tokio::time::timeout(SILENCE_MAX, stream.next())
         .await
         .map_err(|_| silent())
-}
-
-fn cancelled(error: tokio_postgres::Error) -> Result<Pushed, SourceError> {
-    if error.code() == Some(&SqlState::QUERY_CANCELED) {
-        return Ok(Pushed::NoRoom);
-    }
-    Err(lost(error))
 }
 
 /// A query for at most so many rows. The queries hold numbers and quoted names and texts only, no
