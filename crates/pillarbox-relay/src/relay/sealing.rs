@@ -28,6 +28,8 @@ pub(super) struct Sealing {
     unfinished: VecDeque<Unfinished>,
     /// Size of the outbox when the last batch was sealed.
     outbox_bytes: u64,
+    /// Whether the last thing to be prepared was one that somebody had asked for.
+    has_answered: bool,
     /// Whether a drain has seen its one snapshot; under steady load it would never end otherwise.
     has_drained: bool,
 }
@@ -38,6 +40,7 @@ impl From<Standing> for Sealing {
             position: standing.position,
             unfinished: standing.unfinished.into(),
             outbox_bytes: 0,
+            has_answered: false,
             has_drained: false,
         }
     }
@@ -145,7 +148,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             return self.resume(tenure, sealing, unfinished).await.map(Some);
         }
         loop {
-            let prepared = match self.await_next(tenure, sealing).await? {
+            let next = self.await_next(tenure, sealing).await?;
+            sealing.has_answered = matches!(next, Next::Request);
+            let prepared = match next {
                 Next::Window(now) => self.seal_window(tenure, sealing, now).await?,
                 Next::Request => self.answer_request(tenure, &sealing.position).await?,
                 Next::Nothing => return Ok(None),
@@ -196,12 +201,17 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             if tenure.stop.is_cancelled() || (is_drain && paused) {
                 return Ok(Next::Nothing);
             }
-            // The rest of a cut window does not wait: there is a backlog.
-            if sealing.position.is_cut() && !paused {
+            // The rest of a cut window does not wait: there is a backlog. Behind one that lasts, wishes
+            // would wait for ever: it goes first only when one was granted last.
+            let is_cut = sealing.position.is_cut() && !paused;
+            if is_cut && sealing.has_answered {
                 return Ok(Next::Window(sealing.position.to.clone()));
             }
             if has_requests && !paused && self.has_request(tenure).await? {
                 return Ok(Next::Request);
+            }
+            if is_cut {
+                return Ok(Next::Window(sealing.position.to.clone()));
             }
             if is_drain && sealing.has_drained {
                 return Ok(Next::Nothing);

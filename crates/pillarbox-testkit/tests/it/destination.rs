@@ -15,7 +15,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use pillarbox_testkit::oracle::{Oracle, Verdict, read_clickhouse};
+use pillarbox_testkit::oracle::Oracle;
 use pillarbox_testkit::servers::{ClickHouse, eventually};
 
 use crate::scene::{KILLED, PATIENCE, Running, Scene};
@@ -89,12 +89,6 @@ async fn goes_on(scene: &Scene) -> Result<()> {
         Ok(stopped_reason(scene).await?.is_none().then_some(()))
     })
     .await
-}
-
-/// What another table, or a view of the sink's, holds of what was committed.
-async fn verdict_of(scene: &Scene, table: &str, oracle: &Oracle) -> Result<Verdict> {
-    let found = read_clickhouse(&scene.clickhouse, table, scene.precision()).await?;
-    Ok(oracle.verdict(&found, &[]))
 }
 
 /// Gives the tests' user of 18.16 a profile, and waits until the server has read it.

@@ -7,6 +7,7 @@ mod frozen;
 mod guarantee;
 mod mended;
 mod outage;
+mod replayed;
 mod restart;
 mod stand_by;
 mod truncation;

@@ -202,7 +202,12 @@ impl Scene {
 
     /// Compares what the table holds with what was committed.
     pub(crate) async fn verdict(&self, oracle: &Oracle) -> Result<Verdict> {
-        let found = read_clickhouse(&self.clickhouse, TABLE, self.precision()).await?;
+        self.verdict_of(TABLE, oracle).await
+    }
+
+    /// The same of another table, or of a view of the sink's.
+    pub(crate) async fn verdict_of(&self, table: &str, oracle: &Oracle) -> Result<Verdict> {
+        let found = read_clickhouse(&self.clickhouse, table, self.precision()).await?;
         let dead = read_dead_letters(&self.postgres).await?;
         Ok(oracle.verdict(&found, &dead))
     }

@@ -52,7 +52,7 @@ async fn inv_2_a_token_is_evicted_by_other_writers() -> Result<()> {
     killed_at(&scene, "block-answered").await?;
     crowd_out(&scene, 30).await?;
     scene.drain().await?;
-    let verdict = verdict_of(&scene, "own", &oracle).await?;
+    let verdict = scene.verdict_of("own", &oracle).await?;
     ensure!(verdict.holds(), "{verdict}\n{}", verdict.explain());
     Ok(())
 }
@@ -76,7 +76,7 @@ async fn negative_control_without_the_column_batch_other_writers_double() -> Res
     doubled_or_stopped.await?;
     let is_stopped = stopped_reason(&scene).await?.is_some();
     relay.stop().await?;
-    let verdict = verdict_of(&scene, "own", &oracle).await?;
+    let verdict = scene.verdict_of("own", &oracle).await?;
     ensure!(is_stopped || verdict.duplicated.count == 20, "{verdict}");
     ensure!(verdict.lost.count + verdict.phantom.count == 0, "{verdict}");
     Ok(())
@@ -97,7 +97,7 @@ async fn inv_2_a_window_is_widened_after_it_forgot() -> Result<()> {
     let relay = scene.running_with(&[STOPPED_MS])?;
     stands_still(&scene, &relay, &["ADD COLUMN batch UInt64"]).await?;
     relay.stop().await?;
-    let verdict = verdict_of(&scene, "own", &oracle).await?;
+    let verdict = scene.verdict_of("own", &oracle).await?;
     ensure!(verdict.holds(), "{verdict}\n{}", verdict.explain());
     Ok(())
 }

@@ -1,0 +1,109 @@
+//! Batches are delivered again on request while publishers go on (INV-2, INV-13).
+
+use anyhow::{Result, ensure};
+use pillarbox_testkit::oracle::{Oracle, Verdict};
+use pillarbox_testkit::proof;
+use pillarbox_testkit::servers::{Flavour, eventually};
+
+use crate::scene::{PATIENCE, Running, SINK, Scene, TABLE};
+use crate::traffic::Traffic;
+
+/// Batches that are asked for at once.
+const REPLAYED: i64 = 5;
+
+/// Asks for the last window batches that were delivered.
+async fn ask(scene: &Scene) -> Result<()> {
+    let delivered =
+        "select count(*) from pillarbox.delivery d join pillarbox.batch b using (sink, number)
+                     where b.kind = 'window'";
+    eventually("enough batches to be delivered", PATIENCE, || async {
+        Ok((scene.number(delivered).await? >= REPLAYED).then_some(()))
+    })
+    .await?;
+    let sql = format!(
+        "insert into pillarbox.replay (sink, kind, parent)
+         select d.sink, 'replay', d.number
+         from pillarbox.delivery d join pillarbox.batch b using (sink, number)
+         where b.kind = 'window' and d.outcome = 'delivered'
+         order by d.number desc limit {REPLAYED}"
+    );
+    scene.postgres.execute(&sql).await
+}
+
+async fn answered(scene: &Scene, relay: &Running, count: i64) -> Result<()> {
+    let sql = "select count(*) from pillarbox.replay r
+               join pillarbox.delivery d on d.sink = r.sink and d.number = r.number";
+    let delivered = eventually("the replays to be delivered", PATIENCE, || async {
+        Ok((scene.number(sql).await? == count).then_some(()))
+    })
+    .await;
+    let wishes = "select coalesce(json_agg(r), '[]')::text from pillarbox.replay r";
+    let rows = scene.postgres.query(wishes, &[]).await?;
+    let wishes: &str = rows[0].get(0);
+    delivered.map_err(|error| error.context(format!("{wishes}; {}", relay.log_tail())))
+}
+
+/// What the table holds beside the replays.
+async fn verdict_beside(scene: &Scene, oracle: &Oracle) -> Result<Verdict> {
+    let sql = "select coalesce(string_agg(((b.origin::bigint << 40) | b.number)::text, ','), '0')
+               from pillarbox.batch b where b.kind = 'replay'";
+    let row = scene.postgres.query(sql, &[]).await?;
+    let replays: &str = row[0].get(0);
+    let view =
+        format!("create view beside as select * from {TABLE} where batch not in ({replays})");
+    scene.clickhouse.query(&view).await?;
+    scene.verdict_of("beside", oracle).await
+}
+
+/// Each replay brings the events of its batch a second time, all of them and no others, across a kill of
+/// the relay; everything else is there once.
+async fn replayed_under_load(flavour: Flavour) -> Result<()> {
+    let scene = Scene::start(flavour).await?;
+    let retain = "update pillarbox.settings set retention = '1 hour'";
+    scene.postgres.execute(retain).await?;
+    let relay = scene.running()?;
+    let traffic = Traffic::start(&scene.postgres, 3, false).await?;
+    traffic.more(100).await?;
+    ask(&scene).await?;
+    traffic.more(30).await?;
+    answered(&scene, &relay, REPLAYED).await?;
+    ask(&scene).await?;
+    relay.kill().await?;
+    let relay = scene.running()?;
+    traffic.more(30).await?;
+    answered(&scene, &relay, 2 * REPLAYED).await?;
+    let oracle = traffic.finish(&scene.postgres).await?;
+    relay.stop().await?;
+    scene.drain().await?;
+
+    let verdict = verdict_beside(&scene, &oracle).await?;
+    ensure!(verdict.holds(), "{verdict}\n{}", verdict.explain());
+    let differing = "select count(*) from pillarbox.replay r
+                     join pillarbox.batch p on p.sink = r.sink and p.number = r.parent
+                     left join pillarbox.batch b on b.sink = r.sink and b.number = r.number
+                     where (b.rows, b.digest) is distinct from (p.rows, p.digest)";
+    ensure!(
+        scene.number(differing).await? == 0,
+        "a replay differs from its batch"
+    );
+    let client = scene.postgres.connect().await?;
+    let proof = proof::prove(&client, &scene.sink(TABLE)?, SINK).await?;
+    ensure!(proof.findings.is_empty(), "{proof:?}");
+    let again = "select sum(rows)::bigint from pillarbox.batch where kind = 'replay'";
+    let again = scene.number(again).await?.unsigned_abs();
+    ensure!(
+        again > 0 && proof.rows == oracle.published() + again,
+        "{again}: {proof:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn inv_2_and_13_batches_are_replayed_under_load_on_clickhouse_18() -> Result<()> {
+    replayed_under_load(Flavour::V18).await
+}
+
+#[tokio::test]
+async fn inv_2_and_13_batches_are_replayed_under_load_on_clickhouse_26() -> Result<()> {
+    replayed_under_load(Flavour::V26).await
+}
