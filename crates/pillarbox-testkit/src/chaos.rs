@@ -61,7 +61,7 @@ pub async fn run(config: &Config) -> Result<Outcome> {
     for relay in &stage.relays {
         relay.start()?;
     }
-    let mut load = Load::start(&stage, config.seed).await?;
+    let mut load = Load::start(&stage, config.seed, poison::every(config.duration)).await?;
     let tally = Tally::new(config.flavour, config.duration);
     let oracle = Arc::clone(&load.oracle);
     let began = Instant::now();
@@ -139,6 +139,7 @@ async fn lane(
         oracle,
         random: StdRng::seed_from_u64(config.seed.wrapping_add(lane as u64)),
         scale: (seconds / FULL_SECONDS).clamp(0.3, 1.0),
+        poison_every: poison::every(config.duration),
         is_long: seconds > 2.0 * FULL_SECONDS,
     };
     // Between them the relays work: what is always broken hides what breaks.

@@ -32,6 +32,7 @@ pub(super) struct Hand<'a> {
     pub(super) oracle: &'a Oracle,
     pub(super) random: StdRng,
     pub(super) scale: f64,
+    pub(super) poison_every: u32,
     /// Whether silence for longer than a statement may take fits.
     pub(super) is_long: bool,
 }
@@ -182,7 +183,7 @@ impl<'a> Hand<'a> {
         let mut draft = Draft::new(&mut self.random);
         let parts = 20;
         for _ in 0..parts {
-            draft.add(&mut self.random)?;
+            draft.add(&mut self.random, self.poison_every)?;
         }
         draft.pause = hold / parts;
         let sent = load::transact(&mut client, &draft, self.oracle);

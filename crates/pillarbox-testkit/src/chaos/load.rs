@@ -53,7 +53,7 @@ pub(super) struct Load {
 
 impl Load {
     /// Starts the publishers; every other one through a proxy.
-    pub(super) async fn start(stage: &Stage, seed: u64) -> Result<Self> {
+    pub(super) async fn start(stage: &Stage, seed: u64, poison_every: u32) -> Result<Self> {
         let table = "create table business (id uuid primary key)";
         stage.postgres.execute(table).await?;
         let oracle = Arc::new(Oracle::new());
@@ -68,6 +68,7 @@ impl Load {
                 url,
                 number,
                 random: StdRng::seed_from_u64(seed ^ (number << 32)),
+                poison_every,
                 oracle: Arc::clone(&oracle),
                 stop: stop.clone(),
             };
@@ -134,6 +135,7 @@ struct Writer {
     url: String,
     number: u64,
     random: StdRng,
+    poison_every: u32,
     oracle: Arc<Oracle>,
     stop: CancellationToken,
 }
@@ -170,7 +172,7 @@ impl Writer {
         let mut draft = Draft::new(random);
         let count = random.random_range(1..8_u32);
         for _ in 0..count {
-            draft.add(random)?;
+            draft.add(random, self.poison_every)?;
         }
         if random.random_range(0..LARGE_EVERY) == 0 {
             let bytes = random.random_range(LARGE_BYTES_MIN..EVENT_BYTES_MAX - 100);
@@ -214,7 +216,7 @@ impl Draft {
     }
 
     /// Some small events, published in one way.
-    pub(super) fn add(&mut self, random: &mut StdRng) -> Result<()> {
+    pub(super) fn add(&mut self, random: &mut StdRng, poison_every: u32) -> Result<()> {
         let part = match random.random_range(0..8) {
             0 => Part::SavepointKept,
             1 => Part::SavepointRolledBack,
@@ -228,7 +230,7 @@ impl Draft {
                 _ => format!(r#"{{"number":{}}}"#, random.random::<u32>()),
             };
             let months_ago = random.random_range(0..3);
-            self.event(context, months_ago, Nature::random(random))
+            self.event(context, months_ago, Nature::random(random, poison_every))
         });
         let events = events.collect::<Result<_>>()?;
         self.parts.push((way, events, part));

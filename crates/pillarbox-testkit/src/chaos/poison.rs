@@ -16,9 +16,16 @@ use crate::oracle::{End, Published};
 use crate::publish::Event;
 use crate::servers::{ClickHouse, Flavour, Postgres};
 
-/// One event in so many is poison of some kind. Each that the server refuses costs about twenty
-/// inserts: with much more of it, nothing else is delivered.
-const EVERY: u32 = 200;
+/// One event in so many is poison of some kind in a short run. Each that the server refuses costs about
+/// twenty inserts: with much more of it, nothing else is delivered.
+const EVERY_MIN: u32 = 200;
+
+/// One event in how many is poison of some kind: the longer the run, the fewer, since what is left
+/// behind at its end has to be split in the time of a drain.
+pub(super) fn every(duration: Duration) -> u32 {
+    let seconds = u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+    seconds.saturating_mul(2).max(EVERY_MIN)
+}
 
 /// What a relay may set aside within an hour: five times what the publishers can make, so that
 /// poison is not taken for drift, and a relay that sets aside what is none still stops.
@@ -54,8 +61,8 @@ pub(super) enum Nature {
 }
 
 impl Nature {
-    pub(super) fn random(random: &mut StdRng) -> Self {
-        match random.random_range(0..EVERY * 3) {
+    pub(super) fn random(random: &mut StdRng, every: u32) -> Self {
+        match random.random_range(0..every.saturating_mul(3)) {
             0 => Self::Far,
             1 => Self::Refused,
             2 => Self::Early,
@@ -253,7 +260,9 @@ mod tests {
     #[test]
     fn each_kind_comes_and_most_events_are_good() {
         let mut random = StdRng::seed_from_u64(7);
-        let all: Vec<Nature> = (0..10_000).map(|_| Nature::random(&mut random)).collect();
+        let all: Vec<Nature> = (0..10_000)
+            .map(|_| Nature::random(&mut random, EVERY_MIN))
+            .collect();
         let count = |nature| all.iter().filter(|one| **one == nature).count();
         for nature in [Nature::Far, Nature::Refused, Nature::Early] {
             assert!((5..40).contains(&count(nature)), "{nature:?}");
