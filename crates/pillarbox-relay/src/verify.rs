@@ -85,16 +85,12 @@ pub async fn prove(
             let (Some(first), Some(last)) = (stretch.first(), stretch.last()) else {
                 continue;
             };
-            if plan.can_prove(first.terms.as_ref()) {
-                let values = first.sink_value..=last.sink_value;
-                held.extend(
-                    sink.held_between(plan, first.terms.as_ref(), values)
-                        .await?,
-                );
-            } else {
-                stretch
-                    .iter_mut()
-                    .for_each(|batch| batch.is_provable = false);
+            let terms = first.terms.as_ref();
+            let values = first.sink_value..=last.sink_value;
+            held.extend(sink.held_between(plan, terms, values).await?);
+            let is_provable = plan.can_prove(terms);
+            for batch in stretch {
+                batch.is_provable = is_provable;
             }
         }
         proof.add(compare(&expected, &held));
@@ -205,7 +201,7 @@ pub struct Proof {
     /// Rows that are there as the ledger says.
     pub rows: u64,
     /// Blocks that cannot be proven: they were sealed without the column `batch`, or the sink no longer
-    /// has a column that their digest covers.
+    /// has a column that their digest covers, so that only their rows can be counted.
     pub unprovable: u64,
     /// Everything else.
     pub findings: Vec<Finding>,
@@ -236,22 +232,27 @@ pub fn compare(expected: &[Expected], held: &[Held]) -> Proof {
         for block in &batch.blocks {
             let there = found.remove(&(batch.sink_value, block.partition.as_str()));
             let is_repaired = batch.repaired.contains(&block.partition);
-            if !block.is_numbered || !batch.is_provable {
+            if !block.is_numbered {
                 proof.unprovable += 1;
                 continue;
             }
+            let is_same = |held: &Held| held.digest == block.digest || !batch.is_provable;
             let difference = match there {
                 None if is_repaired => None,
                 // It was lost once and delivered again: this copy is one too many.
                 Some(_) if is_repaired => Some(Difference::Surplus),
                 None => Some(Difference::Missing),
-                Some(held) if (held.rows, held.digest) == (block.rows, block.digest) => None,
+                Some(held) if held.rows == block.rows && is_same(held) => None,
                 Some(held) if held.rows < block.rows => Some(Difference::Fewer),
                 Some(held) if held.rows > block.rows => Some(Difference::Surplus),
                 Some(_) => Some(Difference::Altered),
             };
             let Some(difference) = difference else {
-                proof.rows += if is_repaired { 0 } else { block.rows };
+                match (is_repaired, batch.is_provable) {
+                    (true, _) => {}
+                    (false, true) => proof.rows += block.rows,
+                    (false, false) => proof.unprovable += 1,
+                }
                 continue;
             };
             proof.findings.push(Finding {
@@ -365,8 +366,11 @@ mod tests {
     fn a_batch_whose_columns_are_gone_cannot_be_proven() {
         let mut gone = batch(vec![block("a", 3, 9)], &[]);
         gone.is_provable = false;
-        let proof = compare(&[gone], &[]);
+        let proof = compare(std::slice::from_ref(&gone), &[held(70, "a", 3, 8)]);
         assert_eq!((proof.unprovable, proof.findings.len()), (1, 0));
+        let lost = differences(&gone, &[held(70, "a", 2, 8)]);
+        assert_eq!(lost, [(Difference::Fewer, 3, 2)]);
+        assert_eq!(differences(&gone, &[]), [(Difference::Missing, 3, 0)]);
     }
 
     #[test]

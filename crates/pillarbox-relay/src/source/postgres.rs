@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, Row as SqlRow};
 use uuid::Uuid;
 
@@ -111,11 +113,12 @@ impl PostgresSource {
             if lock.get(0) {
                 return Ok(true);
             }
+            let asked_at = Instant::now();
             let holder = timed(async { Holder::of(control.client(), sink).await.map_err(lost) });
             // None when it has just gone.
             let holder = holder.await?;
             if let Some(holder) = &holder {
-                let shows_no_life_for = watch.look(holder);
+                let shows_no_life_for = watch.look(holder, asked_at);
                 let Some(patience) = self.patience(holder, standby) else {
                     return Ok(false);
                 };
@@ -384,11 +387,15 @@ impl Tenure for PostgresSession {
                 Ok(replay) => {
                     // Once it is sealed, the batch itself keeps its events.
                     const LOCK: &str = "select pg_catalog.pg_try_advisory_lock($1, $2)";
-                    let lock = query_one(&control, LOCK, &[&LOCK_CLASS, &ring::LOCK_RING]).await?;
-                    if !lock.get::<_, bool>(0) {
-                        return Ok(None);
+                    // The lock counts how often it was taken.
+                    if !self.holds_ring.load(Ordering::Relaxed) {
+                        let given: [&(dyn ToSql + Sync); 2] = [&LOCK_CLASS, &ring::LOCK_RING];
+                        let lock = query_one(&control, LOCK, &given).await?;
+                        if !lock.get::<_, bool>(0) {
+                            return Ok(None);
+                        }
+                        self.holds_ring.store(true, Ordering::Relaxed);
                     }
-                    self.holds_ring.store(true, Ordering::Relaxed);
                     return Ok(Some(Request::Replay(Box::new(replay))));
                 }
                 Err((replay, reason)) => {
@@ -403,7 +410,8 @@ impl Tenure for PostgresSession {
 
     async fn refuse(&self, replay: i64, reason: &str) -> Result<(), SourceError> {
         let control = self.control.lock().await;
-        timed(ledger::answer(control.client(), replay, None, Some(reason))).await
+        timed(ledger::answer(control.client(), replay, None, Some(reason))).await?;
+        self.release_ring(&control).await
     }
 
     async fn beat(&self) -> Result<Switches, SourceError> {

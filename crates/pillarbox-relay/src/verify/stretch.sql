@@ -13,6 +13,7 @@ join pillarbox.delivery d on d.sink = b.sink and d.number = b.number
 where b.sink = $1
     and b.number > $2
     and b.kind <> 'genesis'
+    and d.outcome <> 'recovered'
     and ($3::timestamptz is null or b.sealed_at >= $3)
     and ($4::bigint is null or b.number = $4)
 order by b.number

@@ -239,7 +239,10 @@ async fn closed(outbox: &Outbox, source: &PostgresSource) -> Result<()> {
                     where xact_start is not null or backend_xmin is not null or state <> 'idle')
                 from pg_stat_activity where application_name = $1";
     let row = outbox.admin.query_one(open, &[&source.relay()]).await?;
-    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (3, 0));
+    // A reader for which a cancellation is on its way is given up, and opened anew when it is needed.
+    let (sessions, open): (i64, i64) = (row.get(0), row.get(1));
+    assert!((2..=3).contains(&sessions), "{sessions} sessions");
+    assert_eq!(open, 0);
     Ok(())
 }
 

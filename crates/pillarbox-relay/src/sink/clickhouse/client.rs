@@ -233,8 +233,11 @@ impl Client {
             result = self.on(&self.endpoints[index], exchange).await;
             match &result {
                 Err(Fault::Unreachable(_)) => {
-                    // The next insert does not wait for it, too.
-                    self.preferred.store((index + 1) % count, Ordering::Relaxed);
+                    // Too late for this one: the next attempt begins with it.
+                    if exchange.begins_by.is_some_and(|by| Instant::now() > by) {
+                        self.preferred.store((index + 1) % count, Ordering::Relaxed);
+                        break;
+                    }
                 }
                 Err(fault) if next_may_help(fault) || (exchange.is_read && is_silent(fault)) => {
                     if !exchange.may_repeat && is_in_doubt(fault) {

@@ -63,9 +63,9 @@ struct Seen {
 }
 
 impl Watch {
-    /// How long the holder has shown no life under these eyes, by a clock that nobody sets: the
-    /// server's may jump, and then every session looks silent.
-    pub(crate) fn look(&mut self, holder: &Holder) -> Duration {
+    /// How long the holder has shown no life under these eyes, from question to question, by a clock that
+    /// nobody sets: the server's may jump, and then every session looks silent.
+    pub(crate) fn look(&mut self, holder: &Holder, asked_at: Instant) -> Duration {
         let Some(changed_at) = holder.changed_at else {
             self.0 = None;
             return Duration::ZERO;
@@ -74,12 +74,12 @@ impl Watch {
             .0
             .take()
             .filter(|seen| (seen.pid, seen.changed_at) == (holder.pid, changed_at));
-        let seen = known.unwrap_or_else(|| Seen {
+        let seen = known.unwrap_or(Seen {
             pid: holder.pid,
             changed_at,
-            since: Instant::now(),
+            since: asked_at,
         });
-        let shown_none_for = seen.since.elapsed();
+        let shown_none_for = asked_at - seen.since;
         self.0 = Some(seen);
         shown_none_for
     }

@@ -92,7 +92,11 @@ pub(super) async fn read<R: Rows>(
         match copy(&transaction, &canceller, &query, limit, &mut decoder, into).await? {
             Copied::Whole => {}
             Copied::NoRoom => break,
-            Copied::Cancelling => return Ok(false),
+            Copied::Cancelling => {
+                // Hit or not, it ends the transaction before the session goes.
+                let _ = bounded(async { transaction.rollback().await.map_err(lost) }).await;
+                return Ok(false);
+            }
         }
     }
     bounded(async { transaction.rollback().await.map_err(lost) }).await?;
@@ -149,13 +153,8 @@ async fn copy<R: Rows>(
     // The row without room was the last one of the query: the COPY is at its end.
     let is_last = decoder.taken() >= last;
     // Never pause a COPY: it would hold its snapshot. Cancel it and read what is on the way.
-    if !is_last
-        && bounded(async { canceller.cancel().await.map_err(lost) })
-            .await
-            .is_err()
-    {
-        // The end of the session ends the COPY, too.
-        return Ok(Copied::Cancelling);
+    if !is_last {
+        bounded(async { canceller.cancel().await.map_err(lost) }).await?;
     }
     while let Some(chunk) = next(&mut stream).await? {
         match chunk {

@@ -58,6 +58,17 @@ pub(super) fn lost(error: tokio_postgres::Error) -> SourceError {
         Some(answer) if refused.contains(answer.code()) => {
             SourceError::from(SchemaError::from(error))
         }
+        // The same statement on the same rows fails again.
+        Some(answer)
+            if ["22", "23"]
+                .iter()
+                .any(|class| answer.code().code().starts_with(class)) =>
+        {
+            SourceError::Broken(format!(
+                "postgresql refuses a statement, and will again: {}",
+                answer.message()
+            ))
+        }
         Some(answer) => SourceError::Lost(answer.message().to_owned(), Some(Box::new(error))),
         None => SourceError::Lost("the connection broke".to_owned(), Some(Box::new(error))),
     }

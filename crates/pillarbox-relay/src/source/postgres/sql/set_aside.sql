@@ -34,3 +34,6 @@ cross join lateral (
     from pillarbox.event e
     where e.tx = given.tx::xid8 and e.id = given.id
 ) e
+-- Delivered again on request, and refused again: it is there already, whatever became of it since.
+on conflict (sink, tx, id) do update
+set code = excluded.code, column_name = excluded.column_name, reason = excluded.reason
