@@ -24,7 +24,7 @@ use url::Url;
 use super::answer::{Answer, Cause, Fault, Strange};
 use super::code;
 use super::config::{ClickHouseConfig, Compression, without_secrets};
-use super::payload::{Leave, Meter, Payload, Sent};
+use super::payload::{HeldUp, Leave, Meter, Payload, Sent};
 use super::settings;
 use super::verdict::may_have_written;
 
@@ -232,10 +232,12 @@ impl Client {
             let index = (first + turn) % count;
             result = self.on(&self.endpoints[index], exchange).await;
             match &result {
-                Err(Fault::Unreachable(_)) => {
-                    // Too late for this one: the next attempt begins with it.
+                Err(Fault::Unreachable(error)) => {
                     if exchange.begins_by.is_some_and(|by| Instant::now() > by) {
-                        self.preferred.store((index + 1) % count, Ordering::Relaxed);
+                        // The next attempt begins with the replica that there was no time for.
+                        let passed_over = usize::from(!is_held_up(error.as_ref()));
+                        self.preferred
+                            .store((index + passed_over) % count, Ordering::Relaxed);
                         break;
                     }
                 }
@@ -403,6 +405,12 @@ fn broken(error: Cause, sent: Sent) -> Fault {
         Sent::Nothing => Fault::Unreachable(error),
         Sent::Some | Sent::All => Fault::Lost(error),
     }
+}
+
+/// Whether it was not the replica that failed: this process came to it too late.
+fn is_held_up(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| cause.is::<HeldUp>())
 }
 
 /// Whether another replica may take what this one surely did not.

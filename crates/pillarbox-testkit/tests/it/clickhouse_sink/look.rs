@@ -1,7 +1,8 @@
 //! A look must not be able to be wrong, and a success after a doubt is looked at.
 
 use pillarbox_relay::sink::clickhouse::CreateOptions;
-use pillarbox_relay::sink::{Guarantee, Resolution};
+use pillarbox_relay::sink::{Attempt, Guarantee, Resolution};
+use tokio::time::Instant;
 
 use super::*;
 
@@ -159,6 +160,34 @@ async fn inv_2_a_dead_replica_is_waited_for_only_without_a_token() -> Result<()>
     let resolved = both.resolve(&plan, &insert, young()).await?;
     assert!(matches!(resolved, Resolution::Delivered(_)), "{resolved:?}");
     assert_eq!(number(&server, "select count() from events").await?, 1);
+    Ok(())
+}
+
+/// There was no time left for the replica that lives, twice: the next attempt begins with it.
+#[tokio::test]
+async fn a_replica_that_was_come_to_too_late_is_asked_first() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let one = sink(&server, "events")?;
+    one.create(&CreateOptions::default()).await?;
+    let plan = one.prepare(&outbox()).await?;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut config = config(&server, "events");
+    config.urls.insert(0, format!("http://{nobody}"));
+    let both = ClickHouse::new(config)?;
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    let insert = insert(&batch, &blocks, 0);
+    for number in 1..=2 {
+        let begins_by = Instant::now() - Duration::from_secs(1);
+        let late = Attempt { number, begins_by };
+        let refused = both.deliver(&plan, &insert, late).await;
+        assert!(matches!(refused, Delivery::Retry(_)), "{refused:?}");
+    }
+    assert_eq!(number(&server, "select count() from events").await?, 0);
+    let first = std::net::TcpListener::bind(nobody)?;
+    first.set_nonblocking(true)?;
+    let delivered = both.deliver(&plan, &insert, nth(3)).await;
+    assert!(matches!(delivered, Delivery::Delivered(_)), "{delivered:?}");
+    assert!(first.accept().is_err(), "the dead one was asked first");
     Ok(())
 }
 
