@@ -213,6 +213,44 @@ async fn inv_9_poison_with_a_nul_is_set_aside_from_clickhouse_18() -> Result<()>
     poison_with_a_nul_is_set_aside(Flavour::V18).await
 }
 
+/// An event that was retried in vain is not set aside a second time when its batch is delivered again.
+async fn replayed_after_a_retry_in_vain(flavour: Flavour) -> Result<()> {
+    let scene = scene(flavour).await?;
+    let oracle = Oracle::new();
+    let retain = "update pillarbox.settings set retention = '1 hour'";
+    scene.postgres.execute(retain).await?;
+    publish(&scene, &oracle, 20, |n| n == 7).await?;
+    assert_eq!(drained(&scene, &oracle).await?.dead, 1);
+    let retry = "update pillarbox.dead_letter set state = 'requested'";
+    scene.postgres.execute(retry).await?;
+    let verdict = drained(&scene, &oracle).await?;
+    assert_eq!((verdict.delivered, verdict.dead), (19, 1));
+    let replay = "insert into pillarbox.replay (sink, kind, parent)
+                  select sink, 'replay', number from pillarbox.batch where kind = 'window'";
+    scene.postgres.execute(replay).await?;
+    scene.drain_with(&VARIABLES).await?;
+    let open = "select count(*) from pillarbox.replay where answered_at is null";
+    assert_eq!(
+        (scene.number(open).await?, scene.in_flight().await?),
+        (0, 0)
+    );
+    assert_eq!((scene.dead().await?.len(), scene.count().await?), (1, 38));
+    let account = "select count(*) from pillarbox.accounting()
+                   where (published, delivered, dead) = (20, 19, 1)";
+    assert_eq!(scene.number(account).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn inv_9_replayed_after_a_retry_in_vain_on_clickhouse_26() -> Result<()> {
+    replayed_after_a_retry_in_vain(Flavour::V26).await
+}
+
+#[tokio::test]
+async fn inv_9_replayed_after_a_retry_in_vain_on_clickhouse_18() -> Result<()> {
+    replayed_after_a_retry_in_vain(Flavour::V18).await
+}
+
 /// Ten thousand bad rows are not poison: the sink stops, nothing is set aside, and when the table is
 /// mended everything arrives.
 async fn many_are_drift(flavour: Flavour) -> Result<()> {

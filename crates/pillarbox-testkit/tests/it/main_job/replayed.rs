@@ -107,3 +107,29 @@ async fn inv_2_and_13_batches_are_replayed_under_load_on_clickhouse_18() -> Resu
 async fn inv_2_and_13_batches_are_replayed_under_load_on_clickhouse_26() -> Result<()> {
     replayed_under_load(Flavour::V26).await
 }
+
+/// What the outbox no longer holds cannot be delivered again. The refusal gives the lock of the ring back, however
+/// many there are: else no leaf is emptied any more.
+#[tokio::test]
+async fn inv_8_refused_replays_keep_nobody_from_the_ring() -> Result<()> {
+    let scene = Scene::start(Flavour::V26).await?;
+    let relay = scene.running()?;
+    let traffic = Traffic::start(&scene.postgres, 3, false).await?;
+    relay.says("a leaf of the ring was emptied").await?;
+    let ask = "insert into pillarbox.replay (sink, kind, parent)
+               select sink, 'replay', 1 from pillarbox.sink, generate_series(1, 3)";
+    scene.postgres.execute(ask).await?;
+    let refused = "select count(*) from pillarbox.replay where refused is not null";
+    eventually("the replays to be refused", PATIENCE, || async {
+        Ok((scene.number(refused).await? == 3).then_some(()))
+    })
+    .await?;
+    let lines = relay.lines();
+    traffic.more(30).await?;
+    relay
+        .says_after(lines, "a leaf of the ring was emptied")
+        .await?;
+    let oracle = traffic.finish(&scene.postgres).await?;
+    scene.holds(&oracle, relay).await?;
+    Ok(())
+}
