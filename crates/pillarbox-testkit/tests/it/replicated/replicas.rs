@@ -71,6 +71,9 @@ async fn inv_2_a_replica_that_stays_away_is_left_out() -> Result<()> {
         pair.running_with(&[("INSERT_TIMEOUT_MS", "1000"), ("QUERY_TIMEOUT_MS", "1000")])?;
     let oracle = Oracle::new();
     round(&pair, &oracle, 1).await?;
+    // What only the one had that goes, the other one would wait for.
+    let sync = format!("system sync replica {TABLE}");
+    pair.two.query(&sync).await?;
     pair.one().pause()?;
     let mut client = pair.scene.postgres.connect().await?;
     let event = Event::at(NOON_US, "trial", "{}".to_owned());
