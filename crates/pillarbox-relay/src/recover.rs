@@ -85,6 +85,9 @@ pub struct SinkFindings {
     pub doubtful: u64,
     /// Sealed batches that had no outcome.
     pub open_batches: u64,
+    /// The last batch such that it and all before it are proven.
+    #[serde(skip)]
+    pub(crate) proven_to: i64,
     /// Dead letters that were being retried, and are in its table.
     #[serde(skip)]
     pub(crate) retried: Vec<Uuid>,

@@ -289,6 +289,8 @@ pub enum Request {
     Retry,
     /// A batch, or a part of it.
     Replay(Box<Replay>),
+    /// A batch, but the ring is held by somebody else: to be asked again.
+    Later,
 }
 
 /// A batch that is to be delivered again.

@@ -52,27 +52,7 @@ pub(super) async fn judge(
     let events = count(client, "select count(*) from pillarbox.event").await?;
     let mut sinks = Vec::new();
     for ledger in &recovery.ledgers {
-        sinks.push(SinkFindings {
-            sink: ledger.destination.name.to_owned(),
-            proven: count(
-                client,
-                &format!(
-                    "select count(*) from recover_event where pillarbox_needed & {} = 0",
-                    ledger.bit()
-                ),
-            )
-            .await?,
-            open_batches: count(
-                client,
-                &format!(
-                    "select count(*) from pillarbox.open_batch where sink = {}",
-                    ledger.sink
-                ),
-            )
-            .await?,
-            retried: retried(client, ledger).await?,
-            ..SinkFindings::default()
-        });
+        sinks.push(known(client, ledger).await?);
     }
     let (mut judged, mut published_again) = (0, 0);
     let mut after = ("0".to_owned(), i64::MIN);
@@ -96,6 +76,30 @@ pub(super) async fn judge(
         events,
         published_again,
         sinks,
+    })
+}
+
+/// What the ledger itself says of a sink.
+async fn known(client: &Client, ledger: &Ledger<'_>) -> Result<SinkFindings, RecoverError> {
+    let proven = format!(
+        "select count(*) from recover_event where pillarbox_needed & {} = 0",
+        ledger.bit()
+    );
+    let open_batches = format!(
+        "select count(*) from pillarbox.open_batch where sink = {}",
+        ledger.sink
+    );
+    let proven_to = format!(
+        "select coalesce(max(number), 0) from recover_sink where place = {}",
+        ledger.place
+    );
+    Ok(SinkFindings {
+        sink: ledger.destination.name.to_owned(),
+        proven: count(client, &proven).await?,
+        open_batches: count(client, &open_batches).await?,
+        proven_to: count(client, &proven_to).await?.cast_signed(),
+        retried: retried(client, ledger).await?,
+        ..SinkFindings::default()
     })
 }
 

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
-use super::{Findings, Ledger, RecoverError, Recovery, SinkFindings};
+use super::{Doubtful, Findings, Ledger, RecoverError, Recovery, SinkFindings};
 use crate::failpoint::step;
 use crate::schema::LOCK_CLASS;
 use crate::schema::registry::random_origin;
@@ -179,11 +179,17 @@ async fn begin_again(
     let retries: &[&(dyn ToSql + Sync)] = &[&ledger.sink, &found.retried];
     client.execute(RETRIES, retries).await?;
     client.execute(REPLAYS, &[&ledger.sink]).await?;
+    // What is skipped is in the sink on somebody's word.
+    let held = match ledger.destination.doubtful {
+        Doubtful::Skip => found.found + found.doubtful,
+        Doubtful::Deliver | Doubtful::Refuse => found.found,
+    };
     let given: &[&(dyn ToSql + Sync)] = &[
         &ledger.sink,
         &random_origin(),
         &genesis.to_string(),
-        &found.found.cast_signed(),
+        &held.cast_signed(),
+        &found.proven_to,
     ];
     client.execute(GENESIS, given).await?;
     Ok(())

@@ -2,7 +2,7 @@
 
 use super::options::Poison;
 use super::sealing::Prepared;
-use crate::batch::{Batch, Store};
+use crate::batch::{Batch, Kind, Store};
 use crate::source::{DeadLetter, Outcome, Unfinished};
 
 /// A batch with the pieces of it that are still to be delivered. Largest pieces go first, so that most
@@ -54,7 +54,7 @@ impl Family {
     /// Of one batch that is not a child.
     pub(super) fn of(prepared: Prepared) -> Self {
         let batch = &prepared.batch;
-        let is_retry = batch.selection.store != Store::Outbox;
+        let is_retry = batch.kind == Kind::Retry;
         let mut family = Self::new(batch.family(), batch.rows, is_retry);
         family.add(0, State::Ready(prepared));
         family
@@ -64,7 +64,8 @@ impl Family {
     pub(super) fn left_behind(root: i64, children: Vec<Unfinished>) -> Self {
         let rows = children.first().map_or(0, |child| child.family_rows);
         let mut stores = children.iter().map(|child| child.batch.selection.store);
-        let is_retry = stores.any(|store| store != Store::Outbox);
+        // A replay of a retry has the store of that one.
+        let is_retry = stores.any(|store| store == Store::Retried(root));
         let mut family = Self::new(root, rows, is_retry);
         for child in children {
             family.add(0, State::Sealed(child));

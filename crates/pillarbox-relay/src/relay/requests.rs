@@ -8,17 +8,35 @@ use crate::sink::{Encoder, Plan, Pushed, RowError, Sink};
 use crate::snapshot::{Cut, Position, Span};
 use crate::source::{Record, Replay, Request, Rows, Session, Source};
 
+/// Whether something is to be delivered again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// Nothing.
+    None,
+    /// Something, and not yet.
+    Later,
+    /// Something.
+    Now,
+}
+
 impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     /// Whether there is a wish; the switches are as old as the last beat.
-    pub(super) async fn has_request(
+    pub(super) async fn wish(
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
-    ) -> Result<bool, Halt> {
+    ) -> Result<Wish, Halt> {
         let mut place = tenure.request.lock().await;
         if place.is_none() {
             *place = tenure.session.request().await?;
         }
-        Ok(place.is_some())
+        Ok(match &*place {
+            None => Wish::None,
+            Some(Request::Later) => {
+                *place = None;
+                Wish::Later
+            }
+            Some(_) => Wish::Now,
+        })
     }
 
     /// Seals a batch for the oldest wish; `None` when it cannot be granted, or holds nothing.
@@ -29,7 +47,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     ) -> Result<Option<Prepared>, Halt> {
         let request = tenure.request.lock().await.take();
         match request {
-            None => Ok(None),
+            None | Some(Request::Later) => Ok(None),
             Some(Request::Retry) => self.retry(tenure, position).await,
             Some(Request::Replay(replay)) => self.replay(tenure, *replay).await,
         }

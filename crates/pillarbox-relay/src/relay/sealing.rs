@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::family::{Family, drift};
+use super::requests::Wish;
 use super::{Halt, Mode, Relay, Tenure};
 use crate::batch::{
     Batch, Builder, Draft, EncodedBlock, Kind, Limits, Selection, Store, sink_value,
@@ -207,16 +208,21 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             if is_cut && sealing.has_answered {
                 return Ok(Next::Window(sealing.position.to.clone()));
             }
-            if has_requests && !paused && self.has_request(tenure).await? {
+            let wish = match has_requests && !paused {
+                true => self.wish(tenure).await?,
+                false => Wish::None,
+            };
+            if wish == Wish::Now {
                 return Ok(Next::Request);
             }
             if is_cut {
                 return Ok(Next::Window(sealing.position.to.clone()));
             }
-            if is_drain && sealing.has_drained {
+            let is_done = is_drain && wish == Wish::None;
+            if is_done && sealing.has_drained {
                 return Ok(Next::Nothing);
             }
-            if !paused {
+            if !(paused || sealing.has_drained) {
                 let probe = tenure.session.probe(&sealing.position).await?;
                 self.pulse.probed(&probe, self.clock.now());
                 let grown = probe.outbox_bytes.saturating_sub(sealing.outbox_bytes);
@@ -229,7 +235,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                         return Ok(Next::Window(probe.snapshot));
                     }
                     Some(age) => wait = (age_max - age).min(options.probe_max),
-                    None if is_drain => return Ok(Next::Nothing),
+                    None if is_done => return Ok(Next::Nothing),
                     None => wait = (wait * 2).min(options.probe_max),
                 }
             }

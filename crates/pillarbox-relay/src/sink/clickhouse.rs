@@ -59,8 +59,8 @@ use self::fence::Fence;
 use crate::verify::Held;
 
 use super::{
-    Attempt, Delivery, Doubt, Guarantee, Insert, Look, OutboxColumn, Resolution, Sink, Terms,
-    Trouble,
+    Attempt, Delivery, Doubt, Guarantee, Insert, Look, OutboxColumn, Reaction, Resolution, Sink,
+    Terms, Trouble,
 };
 use crate::batch::{NUMBER_BITS, sink_value};
 
@@ -294,6 +294,16 @@ impl Sink for ClickHouse {
                  mend or drop the view; the relay looks again by itself",
                 self.table, insert.ordinal, insert.batch.number
             ))));
+        }
+        let is_token_alone = plan.0.guarantee == Guarantee::Token && !plan.0.layout.batch;
+        if is_token_alone && !preflight::remembers(&self.client, &self.config, plan).await? {
+            return Err(Trouble {
+                reaction: Reaction::Replan,
+                ..verdict::refuse(format!(
+                    "the deduplication window of {} has changed",
+                    self.table
+                ))
+            });
         }
         let resolved = lookup::resolve(&self.client, plan, &self.table, insert, doubt).await?;
         Ok(match resolved {

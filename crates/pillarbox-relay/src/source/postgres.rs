@@ -392,7 +392,7 @@ impl Tenure for PostgresSession {
                         let given: [&(dyn ToSql + Sync); 2] = [&LOCK_CLASS, &ring::LOCK_RING];
                         let lock = query_one(&control, LOCK, &given).await?;
                         if !lock.get::<_, bool>(0) {
-                            return Ok(None);
+                            return Ok(Some(Request::Later));
                         }
                         self.holds_ring.store(true, Ordering::Relaxed);
                     }

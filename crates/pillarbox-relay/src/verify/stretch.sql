@@ -3,13 +3,24 @@
 select
     b.number, b.origin, b.blocks::text, d.blocks, d.outcome,
     array(
+        -- Of later repairs of the same that have arrived, dead letters or not.
         select coalesce(r.selection ->> 'only', block.value ->> 'partition')
-        from pillarbox.batch r, pg_catalog.jsonb_array_elements(r.blocks) block
-        where r.sink = b.sink and r.kind = 'repair' and r.parent = b.number
+        from pillarbox.batch r
+        join pillarbox.delivery arrived on arrived.sink = r.sink and arrived.number = r.number
+        cross join lateral pg_catalog.jsonb_array_elements(r.blocks) block
+        where r.sink = b.sink
+            and r.kind = 'repair'
+            and r.parent = case b.kind when 'repair' then b.parent else b.number end
+            and r.number > b.number
+            and arrived.outcome <> 'recovered'
+            and not exists (
+                select from pillarbox.open_batch o where o.sink = r.sink and o.root = r.number
+            )
     ) as repaired,
     b.terms::text
 from pillarbox.batch b
-join pillarbox.delivery d on d.sink = b.sink and d.number = b.number
+-- The second bound keeps a merge join from reading every outcome before the stretch.
+join pillarbox.delivery d on d.sink = b.sink and d.number = b.number and d.number > $2
 where b.sink = $1
     and b.number > $2
     and b.kind <> 'genesis'

@@ -2,10 +2,11 @@
 
 use anyhow::{Context as _, Result, ensure};
 use pillarbox_testkit::oracle::{Oracle, Verdict};
+use pillarbox_testkit::proof;
 use pillarbox_testkit::servers::{Flavour, eventually};
 use uuid::Uuid;
 
-use crate::scene::{PATIENCE, Scene, TABLE};
+use crate::scene::{PATIENCE, SINK, Scene, TABLE};
 use crate::traffic::{Event, Way, commit};
 
 const NOON_US: i64 = 1_795_176_000_000_000;
@@ -249,6 +250,105 @@ async fn inv_9_replayed_after_a_retry_in_vain_on_clickhouse_26() -> Result<()> {
 #[tokio::test]
 async fn inv_9_replayed_after_a_retry_in_vain_on_clickhouse_18() -> Result<()> {
     replayed_after_a_retry_in_vain(Flavour::V18).await
+}
+
+/// What a retry delivered is delivered again on request, and refused now: it has arrived all the same.
+async fn a_replay_of_a_retry_is_refused(flavour: Flavour) -> Result<()> {
+    let scene = scene(flavour).await?;
+    let oracle = Oracle::new();
+    let retain = "update pillarbox.settings set retention = '1 hour'";
+    scene.postgres.execute(retain).await?;
+    publish(&scene, &oracle, 20, |n| n == 7).await?;
+    assert_eq!(drained(&scene, &oracle).await?.dead, 1);
+    accept_poison(&scene).await?;
+    retry(&scene).await?;
+    assert_eq!(drained(&scene, &oracle).await?.delivered, 20);
+    refuse_poison(&scene).await?;
+    let replay = "insert into pillarbox.replay (sink, kind, parent)
+                  select sink, 'replay', number from pillarbox.batch where kind = 'retry'";
+    scene.postgres.execute(replay).await?;
+    let verdict = drained(&scene, &oracle).await?;
+    assert_eq!((verdict.delivered, verdict.dead), (20, 0));
+    let refused = "select count(*) from pillarbox.replay r
+                   join pillarbox.delivery d on d.sink = r.sink and d.number = r.number
+                   where d.outcome = 'dead'";
+    assert_eq!(scene.number(refused).await?, 1);
+    accept_poison(&scene).await?;
+    balances(&scene).await
+}
+
+#[tokio::test]
+async fn inv_9_a_replay_of_a_retry_is_refused_by_clickhouse_26() -> Result<()> {
+    a_replay_of_a_retry_is_refused(Flavour::V26).await
+}
+
+#[tokio::test]
+async fn inv_9_a_replay_of_a_retry_is_refused_by_clickhouse_18() -> Result<()> {
+    a_replay_of_a_retry_is_refused(Flavour::V18).await
+}
+
+async fn retry(scene: &Scene) -> Result<()> {
+    let request = "update pillarbox.dead_letter set state = 'requested' where state = 'dead'";
+    scene.postgres.execute(request).await
+}
+
+/// The sink has lost a batch, and of what is delivered again refuses an event that it took before: that
+/// is a dead letter now, and nothing delivers it a second time but a retry. Until the repair has arrived, its
+/// events are missing.
+async fn a_repair_is_refused(flavour: Flavour) -> Result<()> {
+    let scene = Scene::start(flavour).await?;
+    let oracle = Oracle::new();
+    let retain = "update pillarbox.settings set retention = '1 hour'";
+    scene.postgres.execute(retain).await?;
+    publish(&scene, &oracle, 20, |n| n == 7).await?;
+    assert_eq!(drained(&scene, &oracle).await?.delivered, 20);
+    let lose = format!("TRUNCATE TABLE {TABLE}");
+    scene.clickhouse.query(&lose).await?;
+    refuse_poison(&scene).await?;
+    let repair = "insert into pillarbox.replay (sink, kind, parent, only_partition)
+                  select b.sink, 'repair', b.number, block ->> 'partition'
+                  from pillarbox.batch b, jsonb_array_elements(b.blocks) block
+                  where b.kind = 'window'";
+    scene.postgres.execute(repair).await?;
+    let mut killed = scene.relay("run", "before-send=return")?;
+    killed.envs(VARIABLES);
+    let mut killed = scene.spawn(&mut killed)?;
+    ensure!(!killed.ended().await?.success(), "{}", killed.log_tail());
+    let sealed = "select count(*) from pillarbox.batch where kind = 'repair'";
+    ensure!(scene.number(sealed).await? > 0, "{}", killed.log_tail());
+    let client = scene.postgres.connect().await?;
+    let sink = scene.sink(TABLE)?;
+    let proof = proof::prove(&client, &sink, SINK).await?;
+    assert_eq!(proof.findings.len(), 2, "{proof:?}");
+
+    let verdict = drained(&scene, &oracle).await?;
+    assert_eq!((verdict.delivered, verdict.dead), (19, 1));
+    let proof = proof::prove(&client, &sink, SINK).await?;
+    assert_eq!((proof.rows, &*proof.findings), (19, &[][..]));
+    balances(&scene).await?;
+    accept_poison(&scene).await?;
+    let replay = "insert into pillarbox.replay (sink, kind, parent)
+                  select sink, 'replay', number from pillarbox.batch where kind = 'window'";
+    scene.postgres.execute(replay).await?;
+    scene.drain_with(&VARIABLES).await?;
+    assert_eq!((scene.count().await?, scene.dead().await?.len()), (38, 1));
+    retry(&scene).await?;
+    scene.drain_with(&VARIABLES).await?;
+    assert_eq!((scene.count().await?, scene.dead().await?.len()), (39, 0));
+    let account = "select count(*) from pillarbox.accounting()
+                   where (published, delivered, dead) = (20, 20, 0)";
+    assert_eq!(scene.number(account).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn inv_9_and_13_a_repair_is_refused_by_clickhouse_26() -> Result<()> {
+    a_repair_is_refused(Flavour::V26).await
+}
+
+#[tokio::test]
+async fn inv_9_and_13_a_repair_is_refused_by_clickhouse_18() -> Result<()> {
+    a_repair_is_refused(Flavour::V18).await
 }
 
 /// Ten thousand bad rows are not poison: the sink stops, nothing is set aside, and when the table is

@@ -1,13 +1,13 @@
 -- Where sink $1 starts again: $3. Under a new origin, because the sink may hold numbers that this
--- ledger will use. Of $4 events the sink was found to hold what the ledger does not know.
+-- ledger will use. $4: events of batches that were judged again, those after $5, and the sink holds.
 with genesis as (
     insert into pillarbox.batch (
         sink, number, batch_id, origin, kind, from_snapshot, to_snapshot, rows, bytes, digest,
-        blocks, timeline, relay
+        blocks, timeline, relay, parent
     )
     select
         $1, pg_catalog.max(b.number) + 1, pg_catalog.gen_random_uuid(), $2, 'genesis',
-        $3::text::pg_snapshot, $3::text::pg_snapshot, $4, 0, 0, '[]', pillarbox.timeline(), 'recovery'
+        $3::text::pg_snapshot, $3::text::pg_snapshot, $4, 0, 0, '[]', pillarbox.timeline(), 'recovery', $5
     from pillarbox.batch b
     where b.sink = $1
     returning number

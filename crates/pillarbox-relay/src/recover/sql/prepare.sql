@@ -4,6 +4,7 @@ create temporary table recover_sink (
     sink integer not null,
     -- Whether its snapshots can be compared with the transaction ids of every event.
     is_continuous boolean not null,
+    number bigint,
     from_snapshot pg_snapshot,
     to_snapshot pg_snapshot,
     until_tx xid8,

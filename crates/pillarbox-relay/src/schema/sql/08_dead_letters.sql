@@ -14,6 +14,8 @@ alter table pillarbox.batch
     add constraint kind_is_known
         check (kind in ('genesis', 'window', 'child', 'replay', 'repair', 'retry'));
 create index batch_root on pillarbox.batch (sink, root) where root is not null;
+create index batch_parent on pillarbox.batch (sink, parent) where parent is not null;
+create index batch_genesis on pillarbox.batch (sink, number) where kind = 'genesis';
 
 create or replace view pillarbox.open_batch as
     select b.*
@@ -125,86 +127,126 @@ begin atomic
     limit 1;
 end;
 
+-- What a batch is about: the first batch of its family and, where that is a repair, of the family that it
+-- repairs. No row when the ledger has forgotten that.
+create function pillarbox.subject(sink integer, number bigint)
+    returns table (number bigint, kind text, is_repair boolean)
+    language sql stable
+begin atomic
+    select about.number, about.kind, family.kind = 'repair'
+    from pillarbox.batch b
+    join pillarbox.batch family
+        on family.sink = b.sink and family.number = coalesce(b.root, b.number)
+    left join pillarbox.batch repaired
+        on repaired.sink = b.sink and repaired.number = family.parent and family.kind = 'repair'
+    join pillarbox.batch about
+        on about.sink = b.sink
+        and about.number = case
+            when family.kind = 'repair' then coalesce(repaired.root, repaired.number)
+            else family.number
+        end
+    where b.sink = subject.sink and b.number = subject.number;
+end;
+
+-- How many events are not done at the position.
+create function pillarbox.count_undone(
+    from_snapshot pg_snapshot, to_snapshot pg_snapshot, until_tx xid8, until_id bigint
+) returns bigint
+    language sql stable
+    set enable_seqscan = off set enable_bitmapscan = off
+    set enable_hashjoin = off set enable_mergejoin = off
+begin atomic
+    select pg_catalog.count(*)
+    from pillarbox.undone(from_snapshot, to_snapshot, until_tx, until_id);
+end;
+
 -- Where the events of each sink are. What was truncated is counted from the ledger, and the ledger
 -- itself forgets after its retention: the numbers reach back as far as it does. `published` is counted
 -- from what was sealed, the others from what became of it:
 -- published = pending + in_flight + delivered + dead + dropped.
--- What was delivered again on request is not counted again.
+-- What was delivered again on request is not counted again. Reads the whole ledger once.
 create function pillarbox.accounting() returns table (
     sink text, published bigint, pending bigint, in_flight bigint, delivered bigint, dead bigint,
     dropped bigint
 )
     language sql stable
-    set enable_seqscan = off set enable_bitmapscan = off
-    set enable_hashjoin = off set enable_mergejoin = off
+    set enable_seqscan = on set enable_bitmapscan = on
+    set enable_hashjoin = on set enable_mergejoin = on
 begin atomic
     select
         s.name,
-        pending.rows + sealed.rows - recovered.rows + letters.older,
+        pending.rows + ledger.sealed + letters.older,
         pending.rows,
-        open.rows,
-        settled.rows + letters.delivered,
+        ledger.in_flight,
+        ledger.settled - letters.repaired + letters.delivered,
         letters.dead,
         letters.dropped
     from pillarbox.sink s
     join pillarbox.sink_position p on p.sink = s.sink
     cross join lateral (
-        select pg_catalog.count(*) as rows
-        from pillarbox.undone(p.from_snapshot, p.to_snapshot, p.until_tx, p.until_id)
+        select pillarbox.count_undone(
+            p.from_snapshot, p.to_snapshot, p.until_tx, p.until_id
+        ) as rows
     ) pending
     cross join lateral (
-        -- A genesis has the events that a recovery found in the sink, and no ledger knew.
-        select coalesce(pg_catalog.sum(
-            b.rows + coalesce(pg_catalog.jsonb_array_length(b.selection -> 'without'), 0)
-        ), 0)::bigint as rows
-        from pillarbox.batch b
-        where b.sink = s.sink and b.kind in ('genesis', 'window')
-    ) sealed
+        -- A recovery judged every batch again that its ledger did not prove: its genesis has those of
+        -- their events that the sink held, and the rest was published again.
+        select coalesce(
+            pg_catalog.range_agg(pg_catalog.int8range(g.parent, g.number, '()')), '{}'
+        ) as numbers
+        from pillarbox.batch g
+        where g.sink = s.sink and g.kind = 'genesis' and g.parent is not null
+    ) judged
     cross join lateral (
-        -- Of what was open then, a recovery counted what the sink held and published the rest again.
-        select coalesce(pg_catalog.sum(b.rows), 0)::bigint as rows
-        from pillarbox.delivery d
-        join pillarbox.batch b on b.sink = d.sink and b.number = d.number
-        left join pillarbox.batch root on root.sink = b.sink and root.number = b.root
-        where d.sink = s.sink
-            and d.outcome = 'recovered'
-            and coalesce(root.kind, b.kind) = 'window'
-    ) recovered
-    cross join lateral (
-        select coalesce(pg_catalog.sum(o.rows), 0)::bigint as rows
-        from pillarbox.open_batch o
-        left join pillarbox.batch root on root.sink = o.sink and root.number = o.root
-        where o.sink = s.sink and coalesce(root.kind, o.kind) = 'window'
-    ) open
-    cross join lateral (
-        -- A retried dead letter is counted with the dead letters.
-        select coalesce(pg_catalog.sum(coalesce(d.rows, b.rows)), 0)::bigint as rows
+        select
+            coalesce(
+                pg_catalog.sum(
+                    b.rows + coalesce(pg_catalog.jsonb_array_length(b.selection -> 'without'), 0)
+                ) filter (where b.kind in ('genesis', 'window')),
+                0
+            )::bigint as sealed,
+            coalesce(
+                pg_catalog.sum(b.rows) filter (where b.kind <> 'genesis' and d.number is null), 0
+            )::bigint as in_flight,
+            coalesce(
+                pg_catalog.sum(case b.kind when 'genesis' then b.rows else d.rows end), 0
+            )::bigint as settled
         from pillarbox.batch b
         left join pillarbox.delivery d on d.sink = b.sink and d.number = b.number
         left join pillarbox.batch root on root.sink = b.sink and root.number = b.root
+        -- A retried dead letter is counted with the dead letters.
         where b.sink = s.sink
-            and (b.kind = 'genesis' or d.number is not null)
             and coalesce(root.kind, b.kind) in ('genesis', 'window')
-    ) settled
+            and not coalesce(b.root, b.number) <@ judged.numbers
+    ) ledger
     cross join lateral (
         select
             pg_catalog.count(*) filter (where l.state in ('dead', 'requested', 'retrying')) as dead,
             pg_catalog.count(*) filter (where l.state = 'dropped') as dropped,
             pg_catalog.count(*) filter (where l.state = 'delivered') as delivered,
-            -- The ledger has forgotten the batch; the letter stays.
-            pg_catalog.count(*) filter (where root.number is null) as older
+            -- The ledger has forgotten the batch, or it was judged again; the letter stays.
+            pg_catalog.count(*) filter (where about.number is null) as older,
+            -- Delivered once, lost by the sink, and refused when it was to be delivered again.
+            pg_catalog.count(*) filter (where about.is_repair) as repaired
         from pillarbox.dead_letter l
-        left join pillarbox.batch root on root.sink = l.sink and root.number = l.root
+        left join lateral pillarbox.subject(l.sink, l.root) about
+            on not about.number <@ judged.numbers
         -- What was delivered again on request, and refused then, had been delivered.
-        where l.sink = s.sink and coalesce(root.kind, 'window') = 'window'
+        where l.sink = s.sink and coalesce(about.kind, 'window') = 'window'
     ) letters
     where s.retired_at is null;
 end;
 
-revoke execute on function pillarbox.accounting() from public;
+revoke execute on function
+    pillarbox.accounting(), pillarbox.subject(integer, bigint),
+    pillarbox.count_undone(pg_snapshot, pg_snapshot, xid8, bigint)
+    from public;
 grant select on pillarbox.dead_letter, pillarbox.replay to pillarbox_relay;
 grant insert, update, delete on pillarbox.dead_letter, pillarbox.replay to pillarbox_relay;
-grant execute on function pillarbox.accounting() to pillarbox_relay, pillarbox_reader;
+grant execute on function
+    pillarbox.accounting(), pillarbox.subject(integer, bigint),
+    pillarbox.count_undone(pg_snapshot, pg_snapshot, xid8, bigint)
+    to pillarbox_relay, pillarbox_reader;
 grant select on pillarbox.replay to pillarbox_reader;
 grant select (
     dead_letter, sink, number, root, tx, id, event_id, event_type, event_date_time, environment,

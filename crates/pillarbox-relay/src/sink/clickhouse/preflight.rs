@@ -93,6 +93,25 @@ pub(super) async fn plan(
     })))
 }
 
+/// Whether tokens are remembered as they were when the plan was made.
+pub(super) async fn remembers(
+    client: &Client,
+    config: &ClickHouseConfig,
+    plan: &ClickHousePlan,
+) -> Result<bool, Trouble> {
+    let server = Server::ask(client).await.map_err(|fault| trouble(&fault))?;
+    let found = Table::find(client, &config.database, &config.table).await;
+    let table = found
+        .map_err(|fault| trouble(&fault))?
+        .ok_or_else(|| no_table(config))?;
+    let targets = table
+        .view_targets(client)
+        .await
+        .map_err(|fault| trouble(&fault))?;
+    let choice = Choice::make(&server, &table, &targets, plan.0.layout.batch, config)?;
+    Ok(choice.window == plan.0.terms.token_window && choice.guarantee == plan.0.guarantee)
+}
+
 fn insert_settings(server: &Server, has_batch: bool) -> Vec<(&'static str, &'static str)> {
     // Without a token and a batch number, two batches of the same content are one to the server.
     let is_by_content = !has_batch && !server.knows(settings::TOKEN);

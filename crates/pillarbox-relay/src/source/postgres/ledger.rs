@@ -10,7 +10,7 @@ use super::{SourceError, begin, lost, micros, timed};
 use crate::batch::{Batch, Block, Kind, Selection};
 use crate::postgres::{Session, Warnings};
 use crate::snapshot::{Cut, Snapshot, Span};
-use crate::source::{Outcome, Record, Replay, Unfinished};
+use crate::source::{DeadLetter, Outcome, Record, Replay, Unfinished};
 
 /// Commits a record behind all that was sealed: once that is durable, so are the seals.
 ///
@@ -69,7 +69,7 @@ pub(super) async fn write(
         answer(transaction, replay, first, None).await?;
     }
     if !record.dead.is_empty() {
-        set_aside(transaction, sink, record).await?;
+        set_aside(transaction, sink, record.dead).await?;
     }
     if let Some(number) = record.settled_retry {
         const RETRIED: &str = include_str!("sql/retried.sql");
@@ -120,16 +120,10 @@ pub(super) async fn answer(
 async fn set_aside(
     transaction: &Transaction<'_>,
     sink: i32,
-    record: &Record<'_>,
+    dead: &[DeadLetter],
 ) -> Result<(), SourceError> {
     const SET_ASIDE: &str = include_str!("sql/set_aside.sql");
     const SET_ASIDE_AGAIN: &str = include_str!("sql/set_aside_again.sql");
-    let statement = match record.settled_retry {
-        Some(_) => SET_ASIDE_AGAIN,
-        None if record.retried.is_empty() => SET_ASIDE,
-        None => SET_ASIDE_AGAIN,
-    };
-    let dead = record.dead;
     let numbers: Vec<i64> = dead.iter().map(|letter| letter.number).collect();
     let (txs, ids) = columns(dead.iter().map(|letter| &letter.at));
     let codes: Vec<Option<i32>> = dead
@@ -139,7 +133,10 @@ async fn set_aside(
     let names: Vec<&Option<String>> = dead.iter().map(|letter| &letter.column).collect();
     let reasons: Vec<&String> = dead.iter().map(|letter| &letter.reason).collect();
     let given: &[&(dyn ToSql + Sync)] = &[&sink, &numbers, &txs, &ids, &codes, &names, &reasons];
-    let written = transaction.execute(statement, given).await.map_err(lost)?;
+    let mut written = 0;
+    for statement in [SET_ASIDE_AGAIN, SET_ASIDE] {
+        written += transaction.execute(statement, given).await.map_err(lost)?;
+    }
     expect(written, dead.len(), "events to set aside")
 }
 

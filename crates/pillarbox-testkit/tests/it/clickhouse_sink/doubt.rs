@@ -126,6 +126,39 @@ async fn a_forgotten_token_without_the_column_batch_is_undecidable() -> Result<(
     Ok(())
 }
 
+/// The relay does not take a window for what it was when it planned.
+#[tokio::test]
+async fn a_window_that_was_narrowed_is_noticed_before_a_token_decides() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let windows = window(Flavour::V26);
+    server
+        .query(&format!(
+            "create table five ({FIVE_COLUMNS}) engine = MergeTree order by event_type {windows}"
+        ))
+        .await?;
+    let sink = sink(&server, "five")?;
+    let plan = sink.prepare(&outbox()).await?;
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    let insert = Insert {
+        batch: &batch,
+        ordinal: 0,
+        body: &blocks[0].body,
+    };
+    server
+        .query("alter table five modify setting non_replicated_deduplication_window = 1")
+        .await?;
+    let Err(trouble) = sink.resolve(&plan, &insert, young()).await else {
+        bail!("it was decided");
+    };
+    assert_eq!(trouble.reaction, Reaction::Replan, "{trouble}");
+    let plan = sink.prepare(&outbox()).await?;
+    assert!(matches!(
+        sink.resolve(&plan, &insert, young()).await?,
+        Resolution::Undecidable(_)
+    ));
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_server_that_is_down_is_a_retry() -> Result<()> {
     for flavour in Flavour::ALL {

@@ -1,6 +1,9 @@
 //! Batches are delivered again on request while publishers go on (INV-2, INV-13).
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use pillarbox_relay::schema::LOCK_CLASS;
 use pillarbox_testkit::oracle::{Oracle, Verdict};
 use pillarbox_testkit::proof;
 use pillarbox_testkit::servers::{Flavour, eventually};
@@ -131,5 +134,33 @@ async fn inv_8_refused_replays_keep_nobody_from_the_ring() -> Result<()> {
         .await?;
     let oracle = traffic.finish(&scene.postgres).await?;
     scene.holds(&oracle, relay).await?;
+    Ok(())
+}
+
+/// A drain does not end beside a wish that it was given, whoever holds the ring meanwhile.
+#[tokio::test]
+async fn inv_2_a_drain_waits_for_the_ring_to_answer_a_replay() -> Result<()> {
+    let scene = Scene::start(Flavour::V26).await?;
+    let retain = "update pillarbox.settings set retention = '1 hour'";
+    scene.postgres.execute(retain).await?;
+    let traffic = Traffic::start(&scene.postgres, 2, false).await?;
+    traffic.more(10).await?;
+    let oracle = traffic.finish(&scene.postgres).await?;
+    scene.drain().await?;
+    let ring = scene.postgres.connect().await?;
+    let lock = "select pg_advisory_lock($1, 0)";
+    ring.execute(lock, &[&LOCK_CLASS]).await?;
+    let ask = "insert into pillarbox.replay (sink, kind, parent)
+               select sink, 'replay', max(number) from pillarbox.batch group by sink";
+    scene.postgres.execute(ask).await?;
+    let mut drain = scene.spawn(&mut scene.relay("drain", "")?)?;
+    drain.says("the sink is ready").await?;
+    let early = tokio::time::timeout(Duration::from_millis(500), drain.ended()).await;
+    ensure!(early.is_err(), "it ended: {}", drain.log_tail());
+    drop(ring);
+    ensure!(drain.ended().await?.success(), "{}", drain.log_tail());
+    answered(&scene, &drain, 1).await?;
+    let verdict = verdict_beside(&scene, &oracle).await?;
+    ensure!(verdict.holds(), "{verdict}\n{}", verdict.explain());
     Ok(())
 }

@@ -2,10 +2,12 @@
 //! its machine that was put back.
 
 use anyhow::{Context as _, Result, ensure};
+use pillarbox_testkit::oracle::Oracle;
 use pillarbox_testkit::servers::{Flavour, Postgres, eventually};
 
 use crate::recovery::{delivered, go_on, life_until, own_server, recover_scene};
 use crate::scene::{PATIENCE, Scene};
+use crate::traffic::{Event, Way, commit};
 
 /// A standby that has stopped to listen: what the primary does from now on, it will never know.
 async fn deaf_standby(scene: &Scene) -> Result<Postgres> {
@@ -104,4 +106,33 @@ async fn inv_2_a_snapshot_of_the_machine_is_put_back_before_clickhouse_26() -> R
 #[tokio::test]
 async fn inv_2_a_snapshot_of_the_machine_is_put_back_before_clickhouse_18() -> Result<()> {
     set_back(Flavour::V18).await
+}
+
+/// A promoted server lacks an outcome of before some that it has: what is judged again is accounted for once.
+#[tokio::test]
+async fn inv_13_a_recovery_counts_no_event_twice() -> Result<()> {
+    let scene = Scene::on(own_server().await?, Flavour::V26).await?;
+    let retain = "update pillarbox.settings set retention = '1 hour'";
+    scene.postgres.execute(retain).await?;
+    let oracle = Oracle::new();
+    let mut client = scene.postgres.connect().await?;
+    for _ in 0..3 {
+        let events: Vec<Event> = (0..10)
+            .map(|n| Event::at(n, "trial", "{}".to_owned()))
+            .collect();
+        commit(&mut client, &oracle, Way::Batch, &events).await?;
+        scene.drain().await?;
+    }
+    let forget = "delete from pillarbox.delivery where number = 2";
+    scene.postgres.execute(forget).await?;
+    let findings = recover_scene(&scene).await?;
+    assert_eq!(
+        (findings.sinks[0].proven, findings.sinks[0].found),
+        (10, 20)
+    );
+    scene.holds_when_drained(&oracle).await?;
+    let account = "select count(*) from pillarbox.accounting()
+                   where (published, delivered) = (30, 30)";
+    assert_eq!(scene.number(account).await?, 1);
+    Ok(())
 }

@@ -1,5 +1,6 @@
 -- The oldest wish for a replay at sink $1, with the batch as `unfinished.sql` has it, and the events of
--- its family that were set aside. None of before the genesis: its snapshots may be of other ids.
+-- its family, or of the repairs of that, that were set aside, whatever became of them since. None of before
+-- the genesis: its snapshots may be of other ids.
 select
     b.number, b.batch_id, b.origin, b.kind, b.from_snapshot::text, b.to_snapshot::text,
     b.after_tx::text, b.after_id, b.until_tx::text, b.until_id, b.rows, b.bytes, b.digest,
@@ -18,12 +19,11 @@ cross join lateral (
         coalesce(pg_catalog.array_agg(l.id order by l.tx, l.id), '{}') as ids
     from pillarbox.dead_letter l
     where l.sink = r.sink
-        and (
-            l.number = r.parent
-            or l.number in (
-                select child.number from pillarbox.batch child
-                where child.sink = r.sink and child.root = r.parent
-            )
+        and exists (
+            select
+            from (values (l.root), (l.number)) as place (number)
+            cross join lateral pillarbox.subject(l.sink, place.number) about
+            where about.number = coalesce(b.root, b.number)
         )
 ) dead
 where r.sink = $1 and r.answered_at is null

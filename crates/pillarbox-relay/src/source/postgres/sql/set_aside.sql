@@ -1,4 +1,5 @@
--- Copies events of the outbox into the dead letters of sink $1, with what is wrong with each.
+-- Copies events of the outbox into the dead letters of sink $1, with what is wrong with each. Not those
+-- that lie there already.
 insert into pillarbox.dead_letter (
     sink, number, root, tx, id, event_id, event_type, event_date_time, environment, event_context,
     metadata_version, trace_parent, published_at, more, code, column_name, reason
@@ -34,6 +35,4 @@ cross join lateral (
     from pillarbox.event e
     where e.tx = given.tx::xid8 and e.id = given.id
 ) e
--- Delivered again on request, and refused again: it is there already, whatever became of it since.
-on conflict (sink, tx, id) do update
-set code = excluded.code, column_name = excluded.column_name, reason = excluded.reason
+on conflict (sink, tx, id) do nothing
