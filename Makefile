@@ -62,3 +62,9 @@ dist: ## Build the release binary and its checksum into dist/
 
 fuzz: setup ## Fuzz what reads foreign bytes, FUZZ_SECONDS for each target (60); see fuzz/README.md
 	@scripts/fuzz "$(or $(FUZZ_SECONDS),60)"
+
+.PHONY: digest-cost
+
+digest-cost: setup ## Measure what the digest takes of a drain, and fail above 5 % (DIGEST_EVENTS, DIGEST_ROUNDS, DIGEST_ENGINE=26); needs valgrind
+	@cargo build --locked --release --features measure --bin digest_cost --bin relay_under_test -p pillarbox-testkit
+	@"$${CARGO_TARGET_DIR:-target}/release/digest_cost"

@@ -52,6 +52,9 @@ async fn main() -> Result<()> {
     sink.insert_timeout = Duration::from_millis(number("INSERT_TIMEOUT_MS", 10_000)?);
     sink.query_timeout = Duration::from_millis(number("QUERY_TIMEOUT_MS", 60_000)?);
     sink.at_least_once_allowed = number("AT_LEAST_ONCE", 0)? == 1;
+    if let Ok(names) = std::env::var("EXPRESSION_COLUMNS") {
+        sink.expression_columns = names.split(',').map(str::to_owned).collect();
+    }
     let options = Options {
         limits: Limits {
             rows_max: number("MAX_ROWS", 500)?,

@@ -88,8 +88,11 @@ pub(super) fn hash(text: &[u8]) -> u64 {
     (both as u64) ^ ((both >> 64) as u64)
 }
 
-/// The expression that computes the digest of the selected rows in ClickHouse.
+/// The expression that computes the digest of the selected rows in ClickHouse. Without columns it is 0.
 pub(super) fn expression(columns: &[(String, ColumnType)]) -> String {
+    if columns.is_empty() {
+        return "toUInt64(0)".to_owned();
+    }
     let parts: Vec<String> = columns.iter().map(|(name, of)| part(name, of)).collect();
     // `concat` wants two arguments at least.
     format!("sum(murmurHash3_64(concat('', {})))", parts.join(", "))
@@ -141,5 +144,10 @@ mod tests {
             append(&mut text, &value);
         }
         assert_eq!(text, b"1:020:184467440737095516153:-10~");
+    }
+
+    #[test]
+    fn nothing_has_the_digest_0() {
+        assert_eq!(expression(&[]), "toUInt64(0)");
     }
 }

@@ -112,6 +112,18 @@ impl NativeEncoder {
         });
         Some(self.blocks.len() - 1)
     }
+
+    /// What the row adds to the digest of its block.
+    fn hash(&mut self, values: &[Value<'_>]) -> u64 {
+        if self.digest.is_empty() {
+            return 0;
+        }
+        self.text.clear();
+        for index in &self.digest {
+            digest::append(&mut self.text, &values[*index]);
+        }
+        digest::hash(&self.text)
+    }
 }
 
 impl Encoder for NativeEncoder {
@@ -140,17 +152,14 @@ impl Encoder for NativeEncoder {
             return Ok(Pushed::NoRoom);
         };
         self.current = current;
-        self.text.clear();
-        for index in &self.digest {
-            digest::append(&mut self.text, &values[*index]);
-        }
+        let hash = self.hash(&values);
         let block = &mut self.blocks[current];
         for ((column, planned), value) in block.columns.iter_mut().zip(&layout.columns).zip(&values)
         {
             column.push(&planned.of, value);
         }
         block.rows += 1;
-        block.digest = block.digest.wrapping_add(digest::hash(&self.text));
+        block.digest = block.digest.wrapping_add(hash);
         Ok(Pushed::Taken)
     }
 
