@@ -1,5 +1,6 @@
 //! The ClickHouse sink on both real engines.
 
+mod digest;
 mod doubt;
 mod exactness;
 mod look;

@@ -2,10 +2,8 @@
 //!
 //! A row is hashed over its base columns, each as `<length>:<bytes>` and null as `~`, in the order of
 //! [`BASE`]. Numbers are decimal text, times the integer that the column stores, UUIDs canonical text.
-//! The hash is ClickHouse's `murmurHash3_64`, the same in 18.16 and today: the two halves of
-//! MurmurHash3_x64_128 with seed 0, combined by XOR (Austin Appleby, MurmurHash3.cpp).
-
-use std::io::Write as _;
+//! The hash is ClickHouse's `cityHash64` of one string, the same in 18.16 and today: CityHash64 of
+//! CityHash 1.0.2 (Geoff Pike and Jyrki Alakuijala, github.com/google/cityhash).
 
 use super::column::{ColumnType, Kind, Value};
 use super::sql;
@@ -24,68 +22,38 @@ pub(super) const BASE: [&str; 8] = [
 
 /// Appends a value to the text of its row.
 pub(super) fn append(text: &mut Vec<u8>, value: &Value<'_>) {
-    // Writing to a Vec cannot fail.
-    let _ = match value {
-        Value::Null => text.write_all(b"~"),
-        Value::Bytes(bytes) => {
-            append_decimal(text, bytes.len() as u64);
-            text.push(b':');
-            text.write_all(bytes)
-        }
-        Value::Signed(number) => {
-            let digits = u64::from(decimal_digits(number.unsigned_abs())) + u64::from(*number < 0);
-            append_decimal(text, digits);
-            text.push(b':');
-            if *number < 0 {
-                text.push(b'-');
-            }
-            append_decimal(text, number.unsigned_abs());
-            Ok(())
-        }
-        Value::Unsigned(number) => {
-            append_decimal(text, decimal_digits(*number).into());
-            text.push(b':');
-            append_decimal(text, *number);
-            Ok(())
-        }
-        Value::Float32(number) => {
-            let shown = number.to_string();
-            write!(text, "{}:{shown}", shown.len())
-        }
-        Value::Float64(number) => {
-            let shown = number.to_string();
-            write!(text, "{}:{shown}", shown.len())
-        }
+    match value {
+        Value::Null => text.push(b'~'),
+        Value::Bytes(bytes) => append_framed(text, bytes),
+        Value::Signed(number) => append_integer(text, *number),
+        Value::Unsigned(number) => append_integer(text, *number),
+        Value::Float32(number) => append_float(text, number),
+        Value::Float64(number) => append_float(text, number),
         Value::Uuid(uuid) | Value::UuidText(uuid) => {
             let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
             text.extend_from_slice(b"36:");
-            text.write_all(uuid.hyphenated().encode_lower(&mut buffer).as_bytes())
-        }
-    };
-}
-
-fn decimal_digits(number: u64) -> u32 {
-    number.checked_ilog10().map_or(1, |log| log + 1)
-}
-
-fn append_decimal(text: &mut Vec<u8>, mut number: u64) {
-    let start = text.len();
-    loop {
-        // A remainder of ten is one digit.
-        text.push(b'0' + (number % 10) as u8);
-        number /= 10;
-        if number == 0 {
-            break;
+            text.extend_from_slice(uuid.hyphenated().encode_lower(&mut buffer).as_bytes());
         }
     }
-    text[start..].reverse();
+}
+
+fn append_framed(text: &mut Vec<u8>, bytes: &[u8]) {
+    text.extend_from_slice(itoa::Buffer::new().format(bytes.len()).as_bytes());
+    text.push(b':');
+    text.extend_from_slice(bytes);
+}
+
+fn append_integer(text: &mut Vec<u8>, number: impl itoa::Integer) {
+    append_framed(text, itoa::Buffer::new().format(number).as_bytes());
+}
+
+fn append_float(text: &mut Vec<u8>, number: &impl std::fmt::Display) {
+    append_framed(text, number.to_string().as_bytes());
 }
 
 /// The hash of a row's text.
 pub(super) fn hash(text: &[u8]) -> u64 {
-    // Reading from a slice cannot fail.
-    let both = murmur3::murmur3_x64_128(&mut &text[..], 0).unwrap_or_default();
-    (both as u64) ^ ((both >> 64) as u64)
+    ch_cityhash102::cityhash64(text)
 }
 
 /// The expression that computes the digest of the selected rows in ClickHouse. Without columns it is 0.
@@ -95,7 +63,7 @@ pub(super) fn expression(columns: &[(String, ColumnType)]) -> String {
     }
     let parts: Vec<String> = columns.iter().map(|(name, of)| part(name, of)).collect();
     // `concat` wants two arguments at least.
-    format!("sum(murmurHash3_64(concat('', {})))", parts.join(", "))
+    format!("sum(cityHash64(concat('', {})))", parts.join(", "))
 }
 
 fn part(name: &str, of: &ColumnType) -> String {
@@ -128,8 +96,8 @@ mod tests {
 
     #[test]
     fn the_hash_is_the_servers() {
-        // select hex(murmurHash3_64('abc')), on 18.16.1 and 26.9.2.
-        assert_eq!(hash(b"abc"), 0x8F34_4B7E_1967_5535);
+        // select hex(cityHash64('abc')), on 18.16.1 and 26.9.2.
+        assert_eq!(hash(b"abc"), 0x3A91_2F48_3A4E_CE31);
     }
 
     #[test]
@@ -139,11 +107,15 @@ mod tests {
             Value::Unsigned(0),
             Value::Unsigned(u64::MAX),
             Value::Signed(-10),
+            Value::Signed(i64::MIN),
             Value::Null,
         ] {
             append(&mut text, &value);
         }
-        assert_eq!(text, b"1:020:184467440737095516153:-10~");
+        assert_eq!(
+            text,
+            b"1:020:184467440737095516153:-1020:-9223372036854775808~"
+        );
     }
 
     #[test]

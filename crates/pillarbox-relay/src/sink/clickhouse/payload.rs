@@ -125,7 +125,7 @@ fn compressed(plain: &[u8]) -> Bytes {
     rest[0] = LZ4;
     rest[1..5].copy_from_slice(&inner.to_le_bytes());
     rest[5..9].copy_from_slice(&outer.to_le_bytes());
-    let hash = cityhash_rs::cityhash_102_128(rest).rotate_right(64);
+    let hash = u128::from(ch_cityhash102::cityhash128(rest));
     checksum.copy_from_slice(&hash.to_le_bytes());
     Bytes::from(frame)
 }

@@ -284,68 +284,6 @@ fn instants(mut seed: u64) -> Vec<u32> {
     instants
 }
 
-/// Random rows of every type that a digest may cover, nullable ones too.
-#[tokio::test]
-async fn digests_are_the_servers() -> Result<()> {
-    let mut seed = u64::from(std::process::id());
-    println!("seed {seed}");
-    let mut random = move |below: u64| {
-        seed = seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (seed >> 16) % below
-    };
-    for flavour in Flavour::ALL {
-        let server = Server::start(flavour).await?;
-        for variant in 0..4 {
-            let fine = flavour == Flavour::V26;
-            let (time, id) = match variant {
-                0 => ("DateTime", "UUID"),
-                1 if fine => ("DateTime64(9, 'Asia/Tokyo')", "String"),
-                2 if fine => ("DateTime64(0)", "Nullable(UUID)"),
-                3 if fine => ("Nullable(DateTime64(4, 'UTC'))", "UUID"),
-                _ => ("DateTime('Asia/Tokyo')", "Nullable(String)"),
-            };
-            let version = ["UInt64", "Int64", "UInt32", "Nullable(Int32)"][variant];
-            let table = format!("digest{variant}");
-            server.query(&format!(
-                "create table {table} (event_id {id}, event_type String, event_date_time {time}, \
-                 environment Nullable(String), event_context String, metadata_version {version}, \
-                 trace_parent Nullable(String), published_at {}, batch UInt64) engine = MergeTree order \
-                 by event_type", if fine { "DateTime64(6, 'UTC')" } else { "DateTime" }
-            )).await?;
-            let sink = sink(&server, &table)?;
-            let plan = sink.prepare(&outbox()).await?;
-            let events: Vec<Event> = (0..200)
-                .map(|_| {
-                    let bits = 1 + random(30);
-                    let length = random(40) as usize;
-                    let text: String = (0..length)
-                        .map(|_| char::from_u32(random(0x300) as u32).unwrap_or('?'))
-                        .collect();
-                    Event {
-                        event_id: Uuid::from_u64_pair(random(u64::MAX), random(u64::MAX)),
-                        event_context: (0..random(100)).map(|_| random(256) as u8).collect(),
-                        event_type: text.clone(),
-                        environment: text,
-                        metadata_version: random(1 << bits) as i64,
-                        ..Event::at(random(4_294_967_295_000_000) as i64)
-                    }
-                })
-                .collect();
-            let (batch, blocks) = seal(&plan, 1, &events)?;
-            deliver(&sink, &plan, &batch, &blocks).await?;
-            let held = held(&sink, &plan, &batch).await?;
-            assert_eq!(
-                held,
-                (batch.rows, batch.digest),
-                "{flavour:?} {time} {id} {version}"
-            );
-        }
-    }
-    Ok(())
-}
-
 #[tokio::test]
 async fn events_are_read_back() -> Result<()> {
     for flavour in Flavour::ALL {
