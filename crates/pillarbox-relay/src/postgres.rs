@@ -14,6 +14,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 mod hosts;
 pub mod pooler;
+pub(crate) mod quote;
 
 /// Oldest server whose `pg_current_xact_id`, `xid8` and `pg_snapshot` are as the schema needs them.
 const SERVER_VERSION_MIN: i32 = 140_000;

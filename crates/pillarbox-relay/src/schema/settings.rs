@@ -3,6 +3,7 @@
 use tokio_postgres::Client;
 
 use super::SchemaError;
+use crate::postgres::quote;
 
 /// Largest limit of an event's context: PostgreSQL cannot store a value above 1 GiB, and a row must
 /// fit into memory several times.
@@ -108,7 +109,7 @@ pub async fn change(client: &mut Client, change: &Change) -> Result<Settings, Sc
             .await?;
     }
     if let Some(environment) = &change.environment {
-        let literal = quote_literal(environment);
+        let literal = quote::literal(environment);
         transaction
             .batch_execute(&constant("environment_default", "text", &literal))
             .await?;
@@ -124,10 +125,4 @@ fn constant(name: &str, type_name: &str, literal: &str) -> String {
         "create or replace function pillarbox.{name}() returns {type_name}
          language sql immutable parallel safe return {literal}::{type_name};"
     )
-}
-
-/// A text as an SQL literal, whatever `standard_conforming_strings` says.
-fn quote_literal(text: &str) -> String {
-    let escaped = text.replace('\\', "\\\\").replace('\'', "''");
-    format!("E'{escaped}'")
 }

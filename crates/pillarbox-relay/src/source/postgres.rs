@@ -333,9 +333,10 @@ impl Tenure for PostgresSession {
             span,
             selection,
             columns,
+            outbox: planned.as_deref(),
             rows_max,
         };
-        if read::read(&mut reader, &reading, planned.as_deref(), into).await? {
+        if read::read(&mut reader, &reading, into).await? {
             *place = Some(reader);
         }
         step!("read");

@@ -388,10 +388,16 @@ async fn retried(flavour: Flavour) -> Result<()> {
     let scene = scene(flavour).await?;
     scene
         .postgres
-        .execute("alter table pillarbox.event add column tenant text default 'somebody'")
+        .execute(
+            r#"alter table pillarbox.event
+                 add column tenant text default 'some"body',
+                 add column "it's" json default ' {"a": "\u0000\ud800"}'"#,
+        )
         .await?;
-    let tenant = format!("ALTER TABLE {TABLE} ADD COLUMN tenant String");
-    scene.clickhouse.query(&tenant).await?;
+    for column in ["tenant String", "`it's` String"] {
+        let add = format!("ALTER TABLE {TABLE} ADD COLUMN {column}");
+        scene.clickhouse.query(&add).await?;
+    }
     let oracle = Oracle::new();
     publish(&scene, &oracle, 60, |n| n % 20 == 7).await?;
     assert_eq!(drained(&scene, &oracle).await?.dead, 3);
@@ -405,8 +411,11 @@ async fn retried(flavour: Flavour) -> Result<()> {
     scene.postgres.execute(request).await?;
     let verdict = drained(&scene, &oracle).await?;
     assert_eq!((verdict.delivered, verdict.dead), (60, 0));
-    let tenants = format!("select count() from {TABLE} where tenant = 'somebody'");
-    assert_eq!(scene.clickhouse.query(&tenants).await?.trim(), "60");
+    let added = format!(
+        r#"select count() from {TABLE}
+           where tenant = 'some"body' and `it's` = ' {{"a": "\\u0000\\ud800"}}'"#
+    );
+    assert_eq!(scene.clickhouse.query(&added).await?.trim(), "60");
     balances(&scene).await
 }
 

@@ -28,7 +28,7 @@ create or replace view pillarbox.open_batch as
 -- Ordinals of the blocks that are in the sink; null when all are.
 alter table pillarbox.delivery add column blocks smallint[];
 
--- Events that a sink cannot take, untouched. `more` holds the columns that users have added.
+-- Events that a sink cannot take, untouched. `more` holds the columns that users have added, as text.
 create table pillarbox.dead_letter (
     dead_letter bigint primary key generated always as identity,
     sink integer not null references pillarbox.sink,

@@ -6,9 +6,10 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{GenericClient, Row as SqlRow, Transaction};
 
-use super::{SourceError, begin, lost, micros, timed};
+use super::read::LETTER;
+use super::{COLUMNS, SourceError, begin, lost, micros, timed};
 use crate::batch::{Batch, Block, Kind, Selection};
-use crate::postgres::{Session, Warnings};
+use crate::postgres::{Session, Warnings, quote};
 use crate::snapshot::{Cut, Snapshot, Span};
 use crate::source::{DeadLetter, Outcome, Record, Replay, Unfinished};
 
@@ -133,11 +134,25 @@ async fn set_aside(
     let names: Vec<&Option<String>> = dead.iter().map(|letter| &letter.column).collect();
     let reasons: Vec<&String> = dead.iter().map(|letter| &letter.reason).collect();
     let given: &[&(dyn ToSql + Sync)] = &[&sink, &numbers, &txs, &ids, &codes, &names, &reasons];
-    let mut written = 0;
-    for statement in [SET_ASIDE_AGAIN, SET_ASIDE] {
-        written += transaction.execute(statement, given).await.map_err(lost)?;
-    }
-    expect(written, dead.len(), "events to set aside")
+    let known = transaction.execute(SET_ASIDE_AGAIN, given).await;
+    let known = known.map_err(lost)?;
+    let columns = transaction.query(COLUMNS, &[]).await.map_err(lost)?;
+    let added: Vec<&str> = columns.iter().map(|column| column.get(0)).collect();
+    let added = added.into_iter().filter(|name| !LETTER.contains(name));
+    let (names, values): (Vec<_>, Vec<_>) = added
+        .map(|name| {
+            (
+                quote::literal(name),
+                format!("e.{}::text", quote::identifier(name)),
+            )
+        })
+        .unzip();
+    let array = |items: Vec<String>| format!("array[{}]::text[]", items.join(", "));
+    let statement = SET_ASIDE
+        .replace("{names}", &array(names))
+        .replace("{values}", &array(values));
+    let new = transaction.execute(&statement, given).await.map_err(lost)?;
+    expect(known + new, dead.len(), "events to set aside")
 }
 
 fn expect(found: u64, wanted: usize, what: &str) -> Result<(), SourceError> {

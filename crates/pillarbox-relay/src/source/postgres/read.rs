@@ -12,7 +12,7 @@ use tokio_postgres::{CopyOutStream, Transaction};
 use super::copy::{COLUMNS_MAX, CopyError, Decoder};
 use super::{COLUMNS, begin, column, lost};
 use crate::batch::{Selection, Store};
-use crate::postgres::{Canceller, Session};
+use crate::postgres::{Canceller, Session, quote};
 use crate::sink::{OutboxColumn, Pushed};
 use crate::snapshot::Span;
 use crate::source::{Rows, SourceError};
@@ -23,8 +23,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// More rows than any span has, and few enough for a LIMIT.
 const ROWS_MAX: u64 = 1 << 40;
 
-/// The outbox columns that a dead letter has, too; the others are in its `more`.
-const LETTER: [&str; 10] = [
+/// The outbox columns that a dead letter has, too; the others are in its `more`, as text.
+pub(super) const LETTER: [&str; 10] = [
     "tx",
     "id",
     "event_id",
@@ -44,6 +44,8 @@ pub(super) struct Reading<'a> {
     pub(super) span: &'a Span,
     pub(super) selection: &'a Selection,
     pub(super) columns: &'a [String],
+    /// The outbox as it was when the columns were chosen.
+    pub(super) outbox: Option<&'a [OutboxColumn]>,
     pub(super) rows_max: u64,
 }
 
@@ -63,7 +65,6 @@ enum Copied {
 pub(super) async fn read<R: Rows>(
     reader: &mut Session,
     reading: &Reading<'_>,
-    planned: Option<&[OutboxColumn]>,
     into: &mut R,
 ) -> Result<bool, SourceError> {
     let columns = reading.columns;
@@ -74,7 +75,7 @@ pub(super) async fn read<R: Rows>(
         )));
     }
     let canceller = reader.canceller().clone();
-    let transaction = bounded(lock(reader, planned)).await?;
+    let transaction = bounded(lock(reader, reading.outbox)).await?;
     let mut decoder = Decoder::new(columns.len(), reading.span.after);
     let queries: &[Query] = match reading.selection.store {
         Store::Outbox => &[singles, range],
@@ -188,7 +189,7 @@ type Query = fn(&Reading<'_>, u64) -> Option<String>;
 fn select_list(reading: &Reading<'_>) -> String {
     let columns = reading.columns.iter();
     columns.fold(String::new(), |mut list, name| {
-        let _ = write!(list, ", e.{}", quote_identifier(name));
+        let _ = write!(list, ", e.{}", quote::identifier(name));
         list
     })
 }
@@ -230,20 +231,24 @@ fn range(reading: &Reading<'_>, limit: u64) -> Option<String> {
     })
 }
 
-/// Dead letters that are retried. Columns that users added lie in `more`.
+/// Dead letters that are retried.
 fn letters(reading: &Reading<'_>, limit: u64) -> Option<String> {
-    let list = reading
-        .columns
-        .iter()
-        .fold(String::new(), |mut list, name| {
-            let place = if LETTER.contains(&name.as_str()) {
-                "e"
-            } else {
-                "more"
-            };
-            let _ = write!(list, ", {place}.{}", quote_identifier(name));
-            list
-        });
+    let mut list = String::new();
+    for column in reading.columns {
+        let quoted = quote::identifier(column);
+        if LETTER.contains(&column.as_str()) {
+            let _ = write!(list, ", e.{quoted}");
+            continue;
+        }
+        let mut outbox = reading.outbox.iter().copied().flatten();
+        let type_name = outbox.find(|known| known.name == *column);
+        let type_name = type_name.map_or("text", |known| &known.type_name);
+        let _ = write!(
+            list,
+            ", (e.more ->> {})::{type_name}",
+            quote::literal(column)
+        );
+    }
     let which = match reading.selection.store {
         Store::Outbox => return None,
         Store::Requested => "e.state = 'requested'".to_owned(),
@@ -255,7 +260,6 @@ fn letters(reading: &Reading<'_>, limit: u64) -> Option<String> {
     let (until, times) = (until(reading.span), times(reading));
     Some(format!(
         "select e.tx, e.id{list} from pillarbox.dead_letter e
-         cross join lateral json_populate_record(null::pillarbox.event, e.more) as more
          where e.sink = {} and {which}{after}{until}{times}
          order by e.tx, e.id
          limit {limit}",
@@ -288,10 +292,6 @@ fn join<T: ToString>(items: impl Iterator<Item = T>) -> String {
         .map(|item| item.to_string())
         .collect::<Vec<_>>()
         .join(",")
-}
-
-fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 fn silent() -> SourceError {

@@ -1,5 +1,6 @@
 -- Copies events of the outbox into the dead letters of sink $1, with what is wrong with each. Not those
--- that lie there already.
+-- that lie there already. {names} and {values}: the columns that users added, each as text: no JSON
+-- function reads a value with the escape of a NUL.
 insert into pillarbox.dead_letter (
     sink, number, root, tx, id, event_id, event_type, event_date_time, environment, event_context,
     metadata_version, trace_parent, published_at, more, code, column_name, reason
@@ -13,26 +14,11 @@ select
     ),
     e.tx, e.id, e.event_id, e.event_type, e.event_date_time, e.environment,
     e.event_context, e.metadata_version, e.trace_parent, e.published_at,
-    (
-        select coalesce(pg_catalog.json_object_agg(k.key, k.value), '{}')
-        from pg_catalog.json_each(e.row_without_context) k
-        where k.key <> all (array[
-            'tx', 'id', 'event_id', 'event_type', 'event_date_time', 'environment',
-            'event_context', 'metadata_version', 'trace_parent', 'published_at'
-        ])
-    ),
+    pg_catalog.json_object({names}, {values}),
     given.code, given.column_name, given.reason
 from rows from (
     pg_catalog.unnest($2::bigint[]), pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::bigint[]),
     pg_catalog.unnest($5::integer[]), pg_catalog.unnest($6::text[]), pg_catalog.unnest($7::text[])
 ) as given (number, tx, id, code, column_name, reason)
-cross join lateral (
-    -- No JSON function reads a context with the escape of a NUL.
-    select
-        e.*,
-        pg_catalog.to_json(pg_catalog.json_populate_record(e, '{"event_context": null}'))
-            as row_without_context
-    from pillarbox.event e
-    where e.tx = given.tx::xid8 and e.id = given.id
-) e
+join pillarbox.event e on e.tx = given.tx::xid8 and e.id = given.id
 on conflict (sink, tx, id) do nothing
