@@ -55,7 +55,7 @@ use uuid::Uuid;
 
 use self::client::Client;
 use self::doubts::Doubts;
-use self::fence::Fence;
+use self::fence::{Fence, Fenced};
 use crate::verify::Held;
 
 use super::{
@@ -187,19 +187,22 @@ impl ClickHouse {
             _ => Fence::OfAll,
         };
         let seen = lookup::examine(client, plan, table, insert, Duration::ZERO, strictness).await;
-        match seen.map(|seen| seen.look) {
-            Ok(Look::Nothing) => {
+        let (look, gap) = match seen {
+            Ok(seen) => (seen.look, seen.gap),
+            Err(trouble) => return Delivery::Unknown(trouble),
+        };
+        match look {
+            Look::Nothing => Delivery::Unknown(gap.unwrap_or_else(|| {
                 self.doubts.note_absence(&token);
-                Delivery::Unknown(self.absent(plan, insert))
-            }
-            Ok(Look::Other(trouble)) if plan.0.guarantee != Guarantee::AtLeastOnce => {
+                self.absent(plan, insert)
+            })),
+            Look::Other(trouble) if plan.0.guarantee != Guarantee::AtLeastOnce => {
                 Delivery::Unknown(trouble)
             }
-            Ok(_) => {
+            _ => {
                 self.doubts.forget(&token);
                 Delivery::Delivered(server)
             }
-            Err(trouble) => Delivery::Unknown(trouble),
         }
     }
 
@@ -338,7 +341,10 @@ impl Sink for ClickHouse {
                 let seen = lookup::examine(client, plan, table, insert, quiet, Fence::OfAll);
                 Ok(seen.await?.look)
             }
-            None => Ok(lookup::look(client, plan, table, insert).await?.look),
+            None => {
+                let any = Fenced::not_needed(client);
+                Ok(lookup::look(client, plan, table, insert, any).await?.look)
+            }
         }
     }
 

@@ -163,6 +163,14 @@ impl fmt::Display for Fault {
 }
 
 impl Fault {
+    /// Whether the server said nothing, or not all of it.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable(_) | Self::Lost(_) | Self::Overdue(_)
+        )
+    }
+
     /// What caused it, where it is not the whole story.
     pub(super) fn cause(&self) -> Option<Cause> {
         match self {

@@ -125,6 +125,17 @@ impl Client {
         &self.endpoints[index].name
     }
 
+    /// The limit of a statement that is no insert.
+    pub(super) fn query_timeout(&self) -> Duration {
+        self.query_timeout
+    }
+
+    /// Every replica, the one first that answered last.
+    pub(super) fn in_order(&self) -> Vec<usize> {
+        let (first, count) = (self.preferred.load(Ordering::Relaxed), self.endpoints());
+        (0..count).map(|turn| (first + turn) % count).collect()
+    }
+
     /// Sends `body` as the data of `statement`, unless its first byte would leave after `begins_by`.
     /// Without a token, a replica that may have written it does not hand it over to the next.
     pub(super) async fn insert(
@@ -162,13 +173,26 @@ impl Client {
 
     /// Runs a statement on the `index`-th replica.
     pub(super) async fn query_at(&self, index: usize, statement: &str) -> Result<Success, Fault> {
+        self.query_within(index, statement, &[], self.query_timeout)
+            .await
+    }
+
+    /// Runs a statement with further settings on the `index`-th replica, which has so long to answer.
+    pub(super) async fn query_within(
+        &self,
+        index: usize,
+        statement: &str,
+        settings: &[(&str, &str)],
+        timeout: Duration,
+    ) -> Result<Success, Fault> {
         let pieces = [Bytes::copy_from_slice(statement.as_bytes())];
-        let parameters = self.query_parameters();
-        self.on(
-            &self.endpoints[index],
-            &self.statement(&parameters, &pieces),
-        )
-        .await
+        let pinned = self.query_parameters();
+        let parameters: Vec<_> = pinned.iter().chain(settings).copied().collect();
+        let exchange = Exchange {
+            timeout,
+            ..self.statement(&parameters, &pieces)
+        };
+        self.on(&self.endpoints[index], &exchange).await
     }
 
     /// Runs a statement and reads its result row by row.
@@ -206,7 +230,11 @@ impl Client {
             .collect()
     }
 
-    fn statement<'a>(&self, parameters: &'a [Parameter], pieces: &'a [Bytes]) -> Exchange<'a> {
+    fn statement<'a>(
+        &self,
+        parameters: &'a [(&'a str, &'a str)],
+        pieces: &'a [Bytes],
+    ) -> Exchange<'a> {
         let statement = pieces.first().map_or(&[][..], |piece| piece);
         Exchange {
             query: parameters,
@@ -226,10 +254,8 @@ impl Client {
     /// what another one can say.
     async fn in_turn(&self, exchange: &Exchange<'_>) -> Result<Success, Fault> {
         let count = self.endpoints.len();
-        let first = self.preferred.load(Ordering::Relaxed);
         let mut result = Err(Fault::Overdue(Duration::ZERO));
-        for turn in 0..count {
-            let index = (first + turn) % count;
+        for index in self.in_order() {
             result = self.on(&self.endpoints[index], exchange).await;
             match &result {
                 Err(Fault::Unreachable(error)) => {
@@ -241,7 +267,12 @@ impl Client {
                         break;
                     }
                 }
-                Err(fault) if next_may_help(fault) || (exchange.is_read && is_silent(fault)) => {
+                Err(fault) if exchange.is_insert && fault.is_silence() => {
+                    // After a look, another one gets it.
+                    self.preferred.store((index + 1) % count, Ordering::Relaxed);
+                    break;
+                }
+                Err(fault) if next_may_help(fault) || (exchange.is_read && fault.is_silence()) => {
                     if !exchange.may_repeat && is_in_doubt(fault) {
                         // After a look, another one gets it.
                         self.preferred.store((index + 1) % count, Ordering::Relaxed);
@@ -422,11 +453,6 @@ fn next_may_help(fault: &Fault) -> bool {
         }
         _ => false,
     }
-}
-
-/// Whether no answer came, or only a part of one.
-fn is_silent(fault: &Fault) -> bool {
-    matches!(fault, Fault::Lost(_) | Fault::Overdue(_))
 }
 
 fn is_in_doubt(fault: &Fault) -> bool {

@@ -3,6 +3,7 @@
 
 pub(super) const CHECKSUM_DOESNT_MATCH: u32 = 40;
 pub(super) const UNKNOWN_TABLE: u32 = 60;
+pub(super) const TIMEOUT_EXCEEDED: u32 = 159;
 pub(super) const READONLY: u32 = 164;
 pub(super) const UNKNOWN_USER: u32 = 192;
 pub(super) const WRONG_PASSWORD: u32 = 193;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::client::Client;
-use super::fence::{Fence, fence, sync, trouble_at};
+use super::fence::{Fence, Fenced, fence, sync, trouble_at};
 use super::partition::Rule;
 use super::plan::ClickHousePlan;
 use super::verdict::{refuse, trouble};
@@ -33,6 +33,8 @@ pub(super) struct Seen {
     pub(super) look: Look,
     /// Whether a later block of the batch is there.
     is_followed: bool,
+    /// Why rows that were not seen may still be somewhere.
+    pub(super) gap: Option<Trouble>,
 }
 
 /// Whether the table and its views surely still know the block's token.
@@ -106,14 +108,14 @@ pub(super) async fn examine(
     quiet: Duration,
     strictness: Fence,
 ) -> Result<Seen, Trouble> {
-    fence(client, plan, table, insert, strictness).await?;
-    let seen = look(client, plan, table, insert).await?;
+    let fenced = fence(client, plan, table, insert, strictness).await?;
+    let seen = look(client, plan, table, insert, fenced).await?;
     if matches!(seen.look, Look::All(_)) || quiet >= SETTLE {
         return Ok(seen);
     }
     tokio::time::sleep(SETTLE - quiet).await;
-    fence(client, plan, table, insert, strictness).await?;
-    look(client, plan, table, insert).await
+    let fenced = fence(client, plan, table, insert, strictness).await?;
+    look(client, plan, table, insert, fenced).await
 }
 
 /// Whether the block was sealed with the batch number in its rows.
@@ -140,37 +142,61 @@ fn forgotten(table: &str, insert: &Insert<'_>) -> Trouble {
     ))
 }
 
-/// Counts and digests what the table holds of the batch, partition by partition: rows that lie where
-/// none were sealed must not look like none.
+/// Counts and digests what the table holds of the batch, at replicas that the fence reached and no
+/// other: one that comes back meanwhile may lag. Where there is a gap, each of them is asked for the rows.
 pub(super) async fn look(
     client: &Client,
     plan: &ClickHousePlan,
     table: &str,
     insert: &Insert<'_>,
+    fenced: Fenced,
 ) -> Result<Seen, Trouble> {
+    let Fenced { replicas, gap } = fenced;
+    let mut last = Err(no_numbers(table));
+    for replica in replicas {
+        let statement = look_statement(plan, table, insert);
+        let answer = match client.query_at(replica, &statement).await {
+            Ok(answer) => answer,
+            Err(fault) if fault.is_silence() => {
+                last = last.map_err(|_| trouble_at(client, replica, &fault));
+                continue;
+            }
+            Err(fault) => return Err(trouble_at(client, replica, &fault)),
+        };
+        let found = found(&answer.body).ok_or_else(|| no_numbers(table))?;
+        let seen = Seen {
+            look: compare(&found, insert, table, answer.server),
+            is_followed: is_followed(&found, insert),
+            gap: gap.clone(),
+        };
+        if gap.is_none() || !matches!(seen.look, Look::Nothing) {
+            return Ok(seen);
+        }
+        last = Ok(seen);
+    }
+    last
+}
+
+/// By partition: rows that lie where none were sealed must not look like none.
+fn look_statement(plan: &ClickHousePlan, table: &str, insert: &Insert<'_>) -> String {
+    format!(
+        "SELECT {} AS block_partition, count() AS block_rows, {} AS block_digest \
+         FROM {table} WHERE batch = {} GROUP BY block_partition FORMAT JSON",
+        partition_text(plan),
+        plan.digest(insert.batch.terms.as_ref()),
+        insert.batch.sink_value()
+    )
+}
+
+fn found(body: &[u8]) -> Option<Vec<Found>> {
     // Says how many rows it has, even when it has none.
     #[derive(Deserialize)]
     struct Answer {
         data: Vec<Found>,
         rows: usize,
     }
-    let partition = partition_text(plan);
-    let statement = format!(
-        "SELECT {partition} AS block_partition, count() AS block_rows, {} AS block_digest \
-         FROM {table} WHERE batch = {} GROUP BY block_partition FORMAT JSON",
-        plan.digest(insert.batch.terms.as_ref()),
-        insert.batch.sink_value()
-    );
-    let answer = client.query(&statement).await;
-    let answer = answer.map_err(|fault| trouble(&fault))?;
-    let found = serde_json::from_slice::<Answer>(&answer.body)
-        .ok()
-        .filter(|found| found.rows == found.data.len())
-        .ok_or_else(|| no_numbers(table))?;
-    Ok(Seen {
-        look: compare(&found.data, insert, table, answer.server),
-        is_followed: is_followed(&found.data, insert),
-    })
+    let answer = serde_json::from_slice::<Answer>(body).ok()?;
+    (answer.rows == answer.data.len()).then_some(answer.data)
 }
 
 /// Whether a later block of the batch is there: blocks are sent one after the other, so this one had

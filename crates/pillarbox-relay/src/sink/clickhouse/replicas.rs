@@ -36,11 +36,12 @@ pub(super) async fn check(client: &Client, table: &Table) -> Result<Vec<String>,
     for index in 0..client.endpoints() {
         match ask(client, index, table).await {
             Ok(replica) => replicas.push(replica),
-            Err(fault @ (Fault::Unreachable(_) | Fault::Lost(_) | Fault::Overdue(_))) => {
+            Err(fault) if fault.is_silence() => {
                 let url = client.name(index);
                 warnings.push(format!(
-                    "{url}: {fault}; whether it is a replica of {} was not checked, and nothing \
-                     unknown is settled without it",
+                    "{url}: {fault}; whether it is a replica of {} was not checked; a block whose \
+                     outcome is unknown waits for it, unless a token that the table surely remembers \
+                     decides; start it, or leave its url out if it stays away",
                     table.shown()
                 ));
             }

@@ -1,7 +1,10 @@
 //! A look must not be able to be wrong, and a success after a doubt is looked at.
 
+use std::sync::Arc;
+
 use pillarbox_relay::sink::clickhouse::CreateOptions;
-use pillarbox_relay::sink::{Attempt, Guarantee, Resolution};
+use pillarbox_relay::sink::{Attempt, Guarantee, Reaction, Resolution};
+use pillarbox_testkit::proxy::Proxy;
 use tokio::time::Instant;
 
 use super::*;
@@ -159,6 +162,118 @@ async fn inv_2_a_dead_replica_is_waited_for_only_without_a_token() -> Result<()>
     assert!(matches!(delivered, Delivery::Delivered(_)), "{delivered:?}");
     let resolved = both.resolve(&plan, &insert, young()).await?;
     assert!(matches!(resolved, Resolution::Delivered(_)), "{resolved:?}");
+    assert_eq!(number(&server, "select count() from events").await?, 1);
+    Ok(())
+}
+
+/// A replica that was passed over comes back before one looks: it is not looked at, as it may lag.
+#[tokio::test]
+async fn inv_2_a_replica_that_the_fence_missed_is_not_looked_at() -> Result<()> {
+    let (lagging, holding) =
+        tokio::try_join!(Server::start(Flavour::V26), Server::start(Flavour::V26))?;
+    let address = |server: &Server| Ok::<_, anyhow::Error>(([127, 0, 0, 1], server.port()?).into());
+    let away = Arc::new(Proxy::start(address(&lagging)?)?);
+    for server in [&lagging, &holding] {
+        sink(server, "events")?
+            .create(&CreateOptions::default())
+            .await?;
+    }
+    let one = sink(&holding, "events")?;
+    let plan = one.prepare(&outbox()).await?;
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    deliver(&one, &plan, &batch, &blocks).await?;
+    let returns = Arc::clone(&away);
+    // The fence comes to this one when it has passed the other one over.
+    let reached = Proxy::start_watched(address(&holding)?, move |_| heal(&returns))?;
+    let mut config = config(&holding, "events");
+    config.urls = vec![away.url(lagging.url())?, reached.url(holding.url())?];
+    let both = ClickHouse::new(config)?;
+    away.refuse().await?;
+    let resolved = both
+        .resolve(&plan, &insert(&batch, &blocks, 0), young())
+        .await?;
+    assert!(matches!(resolved, Resolution::Delivered(_)), "{resolved:?}");
+    Ok(())
+}
+
+/// Ends what is wrong with a proxy, on the thread of another one.
+fn heal(proxy: &Arc<Proxy>) {
+    let proxy = Arc::clone(proxy);
+    let healing = std::thread::spawn(move || -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(proxy.heal())
+    });
+    let healed = healing.join().expect("no panic");
+    healed.expect("the proxy listens again");
+}
+
+/// The token is remembered and its rows are not to be seen: as long as a replica is passed over, they
+/// may be there. The sink waits for it, and stops only when it has been asked.
+#[tokio::test]
+async fn inv_2_rows_that_a_dead_replica_may_hold_are_not_lost() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let one = sink(&server, "events")?;
+    one.create(&CreateOptions::default()).await?;
+    let plan = one.prepare(&outbox()).await?;
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    deliver(&one, &plan, &batch, &blocks).await?;
+    // What a replica that lags shows.
+    server
+        .query("alter table events delete where 1 settings mutations_sync = 2")
+        .await?;
+    let other = Proxy::start(([127, 0, 0, 1], server.port()?).into())?;
+    let name = other.url(server.url())?;
+    let mut config = config(&server, "events");
+    config.urls.push(name.clone());
+    let both = ClickHouse::new(config)?;
+    let insert = insert(&batch, &blocks, 0);
+    other.refuse().await?;
+    for number in 1..=2 {
+        let resolved = both.resolve(&plan, &insert, young()).await?;
+        assert!(matches!(resolved, Resolution::Resend), "{resolved:?}");
+        let Delivery::Unknown(trouble) = both.deliver(&plan, &insert, nth(number)).await else {
+            bail!("rows that were not seen were delivered");
+        };
+        assert_eq!(trouble.reaction, Reaction::Backoff, "{trouble}");
+        let says = &trouble.reason;
+        assert!(says.contains(&name) && says.contains("start it"), "{says}");
+    }
+    other.heal().await?;
+    let Delivery::Unknown(trouble) = both.deliver(&plan, &insert, nth(3)).await else {
+        bail!("rows that are not there were delivered");
+    };
+    assert_eq!(trouble.reaction, Reaction::Stop, "{trouble}");
+    let says = &trouble.reason;
+    assert!(says.contains("remembers their token"), "{says}");
+    Ok(())
+}
+
+/// A replica takes connections and says nothing: the token lets it be passed over.
+#[tokio::test]
+async fn inv_2_a_silent_replica_is_waited_for_only_without_a_token() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let one = sink(&server, "events")?;
+    one.create(&CreateOptions::default()).await?;
+    let plan = one.prepare(&outbox()).await?;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let name = format!("http://{}", silent.local_addr()?);
+    let mut config = config(&server, "events");
+    config.urls.insert(0, name.clone());
+    config.insert_timeout = Duration::from_secs(2);
+    config.query_timeout = Duration::from_secs(8);
+    let both = ClickHouse::new(config)?;
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    let insert = insert(&batch, &blocks, 0);
+    let first = both.deliver(&plan, &insert, nth(1)).await;
+    assert!(matches!(first, Delivery::Unknown(_)), "{first:?}");
+    let trouble = both.resolve(&plan, &insert, old()).await.err();
+    let trouble = trouble.context("it was decided without the silent replica")?;
+    assert!(trouble.reason.contains(&name), "{trouble}");
+    let resolved = both.resolve(&plan, &insert, young()).await?;
+    assert!(matches!(resolved, Resolution::Resend), "{resolved:?}");
+    // The other one gets it.
+    let delivered = both.deliver(&plan, &insert, nth(2)).await;
+    assert!(matches!(delivered, Delivery::Delivered(_)), "{delivered:?}");
     assert_eq!(number(&server, "select count() from events").await?, 1);
     Ok(())
 }

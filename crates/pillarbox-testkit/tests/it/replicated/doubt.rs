@@ -55,6 +55,11 @@ async fn inv_2_a_lagging_replica_is_not_believed() -> Result<()> {
         let relay = pair.running_with(&[("CLICKHOUSE_URL", urls), ("QUERY_TIMEOUT_MS", "1000")])?;
         relay.says("not delivered yet").await?;
         ensure!(pair.scene.in_flight().await? == 1);
+        let (log, name) = (relay.log(), pair.two.url());
+        ensure!(
+            log.contains(name) && log.contains("system.replication_queue"),
+            "{log}"
+        );
         relay.kill().await?;
     }
     let relay = pair.running_with(&[("CLICKHOUSE_URL", &both)])?;
