@@ -1,6 +1,7 @@
 //! What a test of a source needs around it: publishers, administrators, and somebody who breaks it.
 
 use std::future::Future;
+use std::time::Duration;
 
 use anyhow::Result;
 use pillarbox_relay::source::Source;
@@ -13,8 +14,14 @@ pub trait SourceWorld: Send + Sync {
     /// A transaction of a publisher.
     type Publisher: Publisher;
 
-    /// A further relay of the sink.
+    /// A further relay of the sink, whose patience outlasts every part of the suite but the one about it.
     fn source(&self) -> Result<Self::Source>;
+
+    /// The same that displaces a relay without a sign of life after this time.
+    fn impatient(&self, takeover_after: Duration) -> Result<Self::Source>;
+
+    /// Sets the clock of the database forward. `false` when this world cannot.
+    fn set_clock_forward(&self, by: Duration) -> impl Future<Output = Result<bool>> + Send;
 
     /// Begins a transaction.
     fn begin(&self) -> impl Future<Output = Result<Self::Publisher>> + Send;

@@ -24,6 +24,9 @@ where
     one_relay_is_active(&factory().await?)
         .await
         .context("one relay is active")?;
+    a_relay_that_lives_is_not_displaced(&factory().await?)
+        .await
+        .context("a relay that lives is not displaced")?;
     a_new_sink_stands_on_genesis(&factory().await?)
         .await
         .context("a new sink stands on genesis")?;
@@ -102,6 +105,36 @@ async fn one_relay_is_active<W: SourceWorld>(world: &W) -> Result<()> {
     second.beat().await?;
     drop(second);
     take_over(world).await?;
+    Ok(())
+}
+
+/// Whatever the clock of the database says; and one that shows no life for as long as that is.
+async fn a_relay_that_lives_is_not_displaced<W: SourceWorld>(world: &W) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    const BEAT: Duration = Duration::from_millis(200);
+    let holder = take_over(world).await?;
+    let other = world.impatient(PATIENCE)?;
+    let mut waiting = std::pin::pin!(other.take_over(Standby::Wait));
+    let began = tokio::time::Instant::now();
+    while began.elapsed() < 2 * PATIENCE {
+        holder.beat().await?;
+        let early = tokio::time::timeout(BEAT, &mut waiting).await;
+        ensure!(early.is_err(), "a live relay was displaced");
+    }
+    // All that the last beat had to do is done: its sign of life is one of the old time.
+    world.set_clock_forward(PATIENCE * 1_000).await?;
+    let early = tokio::time::timeout(PATIENCE / 3, &mut waiting).await;
+    ensure!(early.is_err(), "it was displaced when the clock was set");
+    let silent = tokio::time::Instant::now();
+    holder.beat().await?;
+    let none = world.impatient(PATIENCE)?.take_over(Standby::Leave).await?;
+    ensure!(none.is_none(), "two relays are active");
+    let second = tokio::time::timeout(NOTICE_MAX, waiting).await??;
+    second.context("waiting gave nothing")?.beat().await?;
+    let silence = silent.elapsed();
+    ensure!(silence >= PATIENCE, "displaced after {silence:?}");
+    let lost = holder.beat().await;
+    ensure!(matches!(lost, Err(SourceError::Lost(..))), "{lost:?}");
     Ok(())
 }
 

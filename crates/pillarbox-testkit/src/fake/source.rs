@@ -35,6 +35,12 @@ impl FakeDatabase {
 }
 
 impl FakeSource {
+    /// The same with another time after which a silent relay is displaced.
+    pub fn takeover_after(mut self, takeover_after: Duration) -> Self {
+        self.takeover_after = takeover_after;
+        self
+    }
+
     /// Takes the lock, or says that another one has it, having displaced that one if it is frozen.
     fn try_lock(&self, session: u64, sink: i32) -> Result<bool, SourceError> {
         let now = self.database.clock().elapsed();

@@ -19,6 +19,7 @@ use uuid::Uuid;
 const SINK: &str = "events";
 
 struct FakeOutbox {
+    clock: FakeClock,
     database: FakeDatabase,
     relays: std::sync::atomic::AtomicU64,
 }
@@ -49,6 +50,15 @@ impl SourceWorld for FakeOutbox {
             .relays
             .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         Ok(self.database.source(SINK, &format!("relay {number}")))
+    }
+
+    fn impatient(&self, takeover_after: Duration) -> Result<FakeSource> {
+        Ok(self.source()?.takeover_after(takeover_after))
+    }
+
+    async fn set_clock_forward(&self, by: Duration) -> Result<bool> {
+        self.clock.jump(by);
+        Ok(true)
     }
 
     async fn begin(&self) -> Result<FakePublisher> {
@@ -104,9 +114,11 @@ impl SourceWorld for FakeOutbox {
 #[tokio::test(start_paused = true)]
 async fn the_fake_source_conforms() -> Result<()> {
     source::source(async || {
-        let database = FakeDatabase::new(&FakeClock::new(11));
+        let clock = FakeClock::new(11);
+        let database = FakeDatabase::new(&clock);
         database.register(SINK);
         Ok(FakeOutbox {
+            clock,
             database,
             relays: Default::default(),
         })

@@ -1,5 +1,6 @@
 //! The source on real servers passes the suite that the fake passes.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ const SINK: &str = "events";
 
 /// A database of its own on a server that the worlds share.
 struct Database {
+    server: Arc<Postgres>,
+    has_own_clock: bool,
     url: String,
     admin: Client,
 }
@@ -33,12 +36,17 @@ async fn connect(url: &str) -> Result<Client> {
 }
 
 impl Database {
-    async fn create(server: &Postgres, name: &str) -> Result<Self> {
+    async fn create(server: &Arc<Postgres>, has_own_clock: bool, name: &str) -> Result<Self> {
         let url = server.create_database(name).await?;
         let mut admin = connect(&url).await?;
         schema::migrate(&mut admin).await?;
         registry::register(&admin, SINK, "test", Start::Outbox).await?;
-        Ok(Self { url, admin })
+        Ok(Self {
+            server: Arc::clone(server),
+            has_own_clock,
+            url,
+            admin,
+        })
     }
 }
 
@@ -65,8 +73,19 @@ impl SourceWorld for Database {
     type Publisher = Transaction;
 
     fn source(&self) -> Result<PostgresSource> {
+        self.impatient(Duration::from_secs(15))
+    }
+
+    fn impatient(&self, takeover_after: Duration) -> Result<PostgresSource> {
         let config = postgres::parse_url(&self.url)?;
-        Ok(PostgresSource::new(config, SINK, Duration::from_secs(15)))
+        Ok(PostgresSource::new(config, SINK, takeover_after))
+    }
+
+    async fn set_clock_forward(&self, by: Duration) -> Result<bool> {
+        if self.has_own_clock {
+            self.server.shift_clock(i64::try_from(by.as_secs())?)?;
+        }
+        Ok(self.has_own_clock)
     }
 
     async fn begin(&self) -> Result<Transaction> {
@@ -126,11 +145,18 @@ impl SourceWorld for Database {
 }
 
 async fn conforms(version: PgVersion) -> Result<()> {
-    let server = Postgres::start(version).await?;
+    // libfaketime is for Debian's server.
+    let has_own_clock = version == PgVersion::V15;
+    let builder = Postgres::builder().version(version);
+    let server = match has_own_clock {
+        true => builder.own_clock().start().await?,
+        false => builder.start().await?,
+    };
+    let server = Arc::new(server);
     let count = AtomicU32::new(0);
     source::source(async || {
         let name = format!("world_{}", count.fetch_add(1, Ordering::SeqCst));
-        Database::create(&server, &name).await
+        Database::create(&server, has_own_clock, &name).await
     })
     .await
 }
