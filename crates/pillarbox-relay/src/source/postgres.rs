@@ -2,6 +2,7 @@
 //! reads events, a third tends the ring. They are opened together and dropped together.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -59,6 +60,8 @@ pub struct PostgresSource {
     sink: String,
     relay: String,
     takeover_after: Duration,
+    /// Outlasts the sessions of a stand-by.
+    watch: Arc<std::sync::Mutex<Watch>>,
 }
 
 impl PostgresSource {
@@ -72,6 +75,7 @@ impl PostgresSource {
             sink: sink.to_owned(),
             relay,
             takeover_after,
+            watch: Arc::default(),
         }
     }
 
@@ -107,7 +111,6 @@ impl PostgresSource {
     ) -> Result<bool, SourceError> {
         const LOCK: &str = "select pg_catalog.pg_try_advisory_lock($1, $2)";
         let mut waiting_for = None;
-        let mut watch = Watch::default();
         loop {
             let lock = query_one(control, LOCK, &[&LOCK_CLASS, &sink]).await?;
             if lock.get(0) {
@@ -118,7 +121,7 @@ impl PostgresSource {
             // None when it has just gone.
             let holder = holder.await?;
             if let Some(holder) = &holder {
-                let shows_no_life_for = watch.look(holder, asked_at);
+                let shows_no_life_for = self.watch(holder, asked_at);
                 let Some(patience) = self.patience(holder, standby) else {
                     return Ok(false);
                 };
@@ -133,6 +136,11 @@ impl PostgresSource {
             }
             tokio::time::sleep(STANDBY_INTERVAL).await;
         }
+    }
+
+    fn watch(&self, holder: &Holder, asked_at: Instant) -> Duration {
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        watch.look(holder, asked_at)
     }
 
     fn announce(&self, holder: &Holder) {

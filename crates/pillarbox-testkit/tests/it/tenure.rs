@@ -73,6 +73,30 @@ async fn a_silent_relay_is_displaced_with_all_its_sessions() -> Result<()> {
     Ok(())
 }
 
+/// INV-2: a stand-by whose own sessions do not last goes on counting for how long a relay is silent.
+#[tokio::test]
+async fn a_stand_by_that_loses_its_sessions_displaces_a_silent_relay() -> Result<()> {
+    const SESSION: Duration = Duration::from_secs(1);
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        let config = postgres::parse_url(outbox.server.url())?;
+        // The server ends nothing of it by itself.
+        let frozen = PostgresSource::new(config.clone(), SINK, Duration::from_secs(600));
+        let silent = frozen.take_over(Standby::Leave).await?.context("free")?;
+        let successor = PostgresSource::new(config, SINK, 3 * SESSION);
+        let taken = eventually("the silent relay to be displaced", DEADLINE, || async {
+            // Dropped, it ends the session.
+            let taking = tokio::time::timeout(SESSION, successor.take_over(Standby::Wait));
+            Ok(taking.await.ok().transpose()?.flatten())
+        });
+        let taken = taken.await?;
+        taken.beat().await?;
+        assert_eq!(sessions(&outbox, &frozen).await?, 0);
+        assert!(silent.beat().await.is_err());
+    }
+    Ok(())
+}
+
 /// INV-2: a relay that beats is never displaced, whatever its sink does.
 #[tokio::test]
 async fn a_relay_that_beats_is_not_displaced() -> Result<()> {

@@ -51,7 +51,11 @@ impl Holder {
     }
 }
 
-/// What a stand-by has seen of a holder.
+/// Between two looks of a stand-by, no more counts as silence of the holder: the server may have been
+/// frozen, or away, and the holder could not show life. A live one needs less than twice that.
+const STRIDE_MAX: Duration = Duration::from_secs(2);
+
+/// What a stand-by has seen of a holder, in all its sessions.
 #[derive(Debug, Default)]
 pub(crate) struct Watch(Option<Seen>);
 
@@ -59,7 +63,8 @@ pub(crate) struct Watch(Option<Seen>);
 struct Seen {
     pid: i32,
     changed_at: SystemTime,
-    since: Instant,
+    asked_at: Instant,
+    shown_none_for: Duration,
 }
 
 impl Watch {
@@ -74,13 +79,15 @@ impl Watch {
             .0
             .take()
             .filter(|seen| (seen.pid, seen.changed_at) == (holder.pid, changed_at));
-        let seen = known.unwrap_or(Seen {
+        let shown_none_for = known.map_or(Duration::ZERO, |seen| {
+            seen.shown_none_for + (asked_at - seen.asked_at).min(STRIDE_MAX)
+        });
+        self.0 = Some(Seen {
             pid: holder.pid,
             changed_at,
-            since: asked_at,
+            asked_at,
+            shown_none_for,
         });
-        let shown_none_for = asked_at - seen.since;
-        self.0 = Some(seen);
         shown_none_for
     }
 }
@@ -95,5 +102,41 @@ impl fmt::Display for Holder {
             write!(f, ", from {address}")?;
         }
         f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(pid: i32, changed_s: u64) -> Holder {
+        Holder {
+            name: "pillarbox/events/1".to_owned(),
+            silence: None,
+            changed_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(changed_s)),
+            user: None,
+            pid,
+            address: None,
+            may_end: true,
+        }
+    }
+
+    #[test]
+    fn silence_counts_while_the_server_answers() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        let mut look = |pid, changed_s, at_s| {
+            let asked_at = start + Duration::from_secs(at_s);
+            watch.look(&holder(pid, changed_s), asked_at).as_secs()
+        };
+        assert_eq!(look(1, 7, 0), 0);
+        assert_eq!(look(1, 7, 1), 1);
+        // Nobody could look for a minute, whoever's fault that is.
+        assert_eq!(look(1, 7, 61), 3);
+        assert_eq!(look(1, 7, 62), 4);
+        // A sign of life, and another session.
+        assert_eq!(look(1, 8, 63), 0);
+        assert_eq!(look(1, 8, 64), 1);
+        assert_eq!(look(2, 8, 65), 0);
     }
 }
