@@ -111,6 +111,7 @@ impl From<SchemaError> for Failure {
             | SchemaError::Newer { .. }
             | SchemaError::Older { .. }
             | SchemaError::Rights { .. }
+            | SchemaError::InUse { .. }
             | SchemaError::Invalid(_) => Self::new(Exit::Refused, error),
         }
     }

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::postgres::{ConnectError, check_server};
 
+mod keeper;
 pub mod registry;
 pub mod settings;
 
@@ -92,6 +93,12 @@ pub enum SchemaError {
         /// What a database administrator runs.
         remedy: String,
     },
+    /// Somebody keeps a table that the upgrade has to change.
+    #[error("a table of the schema pillarbox is in use; {keepers}; then run: pillarbox migrate")]
+    InUse {
+        /// Who that is, with the remedy.
+        keepers: String,
+    },
     /// What was asked for cannot be.
     #[error("{0}")]
     Invalid(String),
@@ -131,6 +138,11 @@ pub fn print(installed: i32) -> String {
         script,
         "select pg_advisory_xact_lock({LOCK_CLASS}, {LOCK_INSTALLATION});"
     );
+    let _ = writeln!(
+        script,
+        "-- Whoever needs a table waits behind this script: if it fails for that, run it again.\n\
+         {LOCK_TIMEOUT};"
+    );
     for (_, name, text) in FILES.iter().filter(|(version, ..)| *version > installed) {
         let _ = write!(script, "\n-- {name}\n{text}");
     }
@@ -143,7 +155,8 @@ pub fn print(installed: i32) -> String {
 /// on until it has to take over again. Dropping the future rolls back.
 ///
 /// # Errors
-/// When the server is unsuitable, the schema is newer, or the user lacks the rights.
+/// When the server is unsuitable, the schema is newer, the user lacks the rights, or somebody keeps a
+/// table that has to be changed.
 pub async fn migrate(client: &mut Client) -> Result<Migrated, SchemaError> {
     migrate_to(client, VERSION).await
 }
@@ -158,6 +171,10 @@ pub async fn migrate_to(client: &mut Client, version: i32) -> Result<Migrated, S
     loop {
         match install(client, version).await {
             Err(error) if attempt < ATTEMPTS_MAX && is_collision(&error) => attempt += 1,
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                let keepers = keeper::name(client).await?;
+                return Err(SchemaError::InUse { keepers });
+            }
             Err(error) if is_missing_right(&error) => return Err(needs_administrator(&error)),
             Err(error) => return Err(error.into()),
             Ok(Err(found)) => return Err(SchemaError::Newer { found }),

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use pillarbox_relay::schema;
 use pillarbox_testkit::servers::{ClickHouse, Flavour, PgVersion, Postgres};
+use tokio_postgres::error::SqlState;
 
 use crate::program::{Program, connect, database, unique};
 
@@ -159,6 +160,63 @@ async fn an_older_schema_is_refused_by_every_command_until_it_is_upgraded() -> R
     assert_eq!(describe(&url).await?, describe(&other).await?);
     program.done(&["sink", "create"]).await?;
     assert_eq!(program.json(&["relay", "--once"]).await?["rows"], 1);
+    Ok(())
+}
+
+/// Somebody keeps a table of the older version: no upgrade, and it is said who that is.
+#[tokio::test]
+async fn an_upgrade_that_is_kept_waiting_names_who_keeps_it() -> Result<()> {
+    for version in [PgVersion::V15, PgVersion::V18] {
+        let (_postgres, program, url) = database(version).await?;
+        schema::migrate_to(&mut connect(&url).await?, 1).await?;
+        let analyst = connect(&url).await?;
+        let pid: i32 = analyst
+            .query_one("select pg_backend_pid()", &[])
+            .await?
+            .get(0);
+        analyst
+            .batch_execute(
+                "set application_name = 'monthly report';
+                 begin;
+                 select count(*), 'not for others' from pillarbox.batch",
+            )
+            .await?;
+        let text = program.refusal(3, &["migrate"]).await?;
+        for part in [
+            format!("pid {pid}"),
+            "monthly report".to_owned(),
+            "idle in transaction".to_owned(),
+            "pillarbox.batch".to_owned(),
+            format!("select pg_terminate_backend({pid})"),
+            "pillarbox migrate".to_owned(),
+        ] {
+            assert!(text.contains(&part), "no {part}: {text}");
+        }
+        assert!(!text.contains("not for others"), "{text}");
+        // What an administrator runs does not make publishers queue behind it for longer.
+        let script = program.done(&["migrate", "--print", "--from", "1"]).await?;
+        let administrator = connect(&url).await?;
+        administrator
+            .batch_execute("set statement_timeout = '20s'")
+            .await?;
+        let refused = administrator.batch_execute(&script).await;
+        let code = refused.as_ref().err().and_then(|error| error.code());
+        assert_eq!(code, Some(&SqlState::LOCK_NOT_AVAILABLE), "{refused:?}");
+        analyst.batch_execute("rollback").await?;
+        administrator.batch_execute("rollback").await?;
+        // A prepared transaction has no session to end.
+        let prepare =
+            "begin; lock table pillarbox.delivery in row share mode; prepare transaction 'monthly'";
+        analyst.batch_execute(prepare).await?;
+        let text = program.refusal(3, &["migrate"]).await?;
+        let ends = "rollback prepared 'monthly'";
+        assert!(
+            text.contains("pillarbox.delivery") && text.contains(ends),
+            "{text}"
+        );
+        analyst.batch_execute(ends).await?;
+        assert_eq!(program.json(&["migrate"]).await?["result"], "upgraded");
+    }
     Ok(())
 }
 
