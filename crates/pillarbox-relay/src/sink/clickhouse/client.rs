@@ -41,6 +41,8 @@ pub(super) struct Client {
     user: String,
     password: SecretString,
     compression: Compression,
+    /// TLS included.
+    connect_timeout: Duration,
     insert_timeout: Duration,
     query_timeout: Duration,
     /// Settings of every statement but inserts, as far as the server is known to know them.
@@ -110,6 +112,7 @@ impl Client {
             user,
             password,
             compression: config.compression,
+            connect_timeout: config.connect_timeout,
             insert_timeout: config.insert_timeout,
             query_timeout: config.query_timeout,
             pins: RwLock::default(),
@@ -291,15 +294,8 @@ impl Client {
     async fn on(&self, endpoint: &Endpoint, exchange: &Exchange<'_>) -> Result<Success, Fault> {
         let meter = Meter::default();
         let request = self.request(endpoint, exchange, meter.clone())?;
-        let answered = tokio::time::timeout(exchange.timeout, self.answer(request)).await;
-        let (status, headers, body) = match answered {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(broken(error, meter.sent())),
-            Err(_) if meter.sent() == Sent::Nothing => {
-                return Err(Fault::Unreachable(Arc::new(Late(exchange.timeout))));
-            }
-            Err(_) => return Err(Fault::Overdue(exchange.timeout)),
-        };
+        let answered = self.answer_in_time(request, &meter, exchange.timeout);
+        let (status, headers, body) = answered.await?;
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let exception = header("x-clickhouse-exception-code");
         let failure = if exchange.is_insert {
@@ -352,6 +348,28 @@ impl Client {
                 },
             ))
             .map_err(invalid)
+    }
+
+    /// The answer. Where no byte of the body leaves in the time for a connection, there is none.
+    async fn answer_in_time(
+        &self,
+        request: Request<Payload>,
+        meter: &Meter,
+        timeout: Duration,
+    ) -> Result<(u16, HeaderMap, Bytes), Fault> {
+        let mut answering = std::pin::pin!(self.answer(request));
+        let connecting = self.connect_timeout.min(timeout);
+        let answered = match tokio::time::timeout(connecting, &mut answering).await {
+            Err(_) if meter.give_up() => {
+                return Err(Fault::Unreachable(Arc::new(Late(connecting))));
+            }
+            Err(_) => tokio::time::timeout(timeout - connecting, answering).await,
+            answered => answered,
+        };
+        match answered {
+            Ok(answer) => answer.map_err(|error| broken(error, meter.sent())),
+            Err(_) => Err(Fault::Overdue(timeout)),
+        }
     }
 
     /// The answer, read to its end. Its deadline is the caller's.

@@ -33,13 +33,33 @@ pub(super) enum Sent {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Meter(Arc<AtomicU8>);
 
+/// Nothing left, and nothing will.
+const GIVEN_UP: u8 = 3;
+
 impl Meter {
     pub(super) fn sent(&self) -> Sent {
         match self.0.load(Ordering::Acquire) {
-            0 => Sent::Nothing,
+            0 | GIVEN_UP => Sent::Nothing,
             1 => Sent::Some,
             _ => Sent::All,
         }
+    }
+
+    /// Keeps the body back for good, unless some of it has left: then `false`.
+    pub(super) fn give_up(&self) -> bool {
+        self.moves(GIVEN_UP)
+    }
+
+    /// Whether the body may leave; from now on it counts as leaving.
+    fn begins(&self) -> bool {
+        self.moves(1) || self.0.load(Ordering::Acquire) != GIVEN_UP
+    }
+
+    fn moves(&self, to: u8) -> bool {
+        let moved = self
+            .0
+            .compare_exchange(0, to, Ordering::AcqRel, Ordering::Acquire);
+        moved.is_ok()
     }
 }
 
@@ -142,7 +162,8 @@ impl Body for Payload {
             Sent::Nothing => self.leave.begins_by.min(self.leave.ends_by),
             Sent::Some | Sent::All => self.leave.ends_by,
         };
-        if Instant::now() > leaves_by && !self.pieces.is_empty() {
+        let is_late = Instant::now() > leaves_by;
+        if !self.pieces.is_empty() && (is_late || !self.meter.begins()) {
             return Poll::Ready(Some(Err(HeldUp)));
         }
         let frame = self.next_frame();
@@ -196,8 +217,14 @@ mod tests {
         let mut late = Payload::new(&body, Compression::None, meter.clone(), leave);
         assert!(matches!(poll(&mut late), Some(Err(HeldUp))));
         assert_eq!(meter.sent(), Sent::Nothing);
+        let given_up = Meter::default();
+        let mut kept = Payload::new(&body, Compression::Lz4, given_up.clone(), in_time());
+        assert!(given_up.give_up());
+        assert!(matches!(poll(&mut kept), Some(Err(HeldUp))));
+        assert_eq!(given_up.sent(), Sent::Nothing);
         let mut held_up = Payload::new(&body, Compression::Lz4, meter.clone(), in_time());
         assert!(matches!(poll(&mut held_up), Some(Ok(_))));
+        assert!(!meter.give_up());
         held_up.leave.ends_by = leave.begins_by;
         assert!(matches!(poll(&mut held_up), Some(Err(HeldUp))));
         assert_eq!(meter.sent(), Sent::Some);

@@ -306,6 +306,29 @@ async fn a_replica_that_was_come_to_too_late_is_asked_first() -> Result<()> {
     Ok(())
 }
 
+/// A replica takes connections and never finishes the handshake of TLS: it counts as one without a
+/// connection, and there is time left for the other one.
+#[tokio::test]
+async fn a_handshake_that_hangs_is_no_connection() -> Result<()> {
+    let server = Server::start(Flavour::V26).await?;
+    let one = sink(&server, "events")?;
+    one.create(&CreateOptions::default()).await?;
+    let plan = one.prepare(&outbox()).await?;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let mut config = config(&server, "events");
+    config
+        .urls
+        .insert(0, format!("https://{}", silent.local_addr()?));
+    config.connect_timeout = Duration::from_secs(1);
+    let both = ClickHouse::new(config)?;
+    let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
+    let delivered = both
+        .deliver(&plan, &insert(&batch, &blocks, 0), nth(1))
+        .await;
+    assert!(matches!(delivered, Delivery::Delivered(_)), "{delivered:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_block_sealed_without_the_number_is_not_looked_for_by_it() -> Result<()> {
     let server = Server::start(Flavour::V26).await?;
