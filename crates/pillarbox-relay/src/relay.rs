@@ -193,6 +193,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             let ended = self
                 .serve(session, mode, switches.clone(), stop, has_started)
                 .await;
+            if matches!(ended, Err(Halt::Replan(_) | Halt::Stopped(..))) {
+                session.forget_request().await?;
+            }
             let delivered = Some(self.pulse.counts().0);
             let halt = match ended {
                 Err(Halt::Replan(_)) if replanned_at != delivered => {

@@ -129,6 +129,9 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
         reason: &str,
     ) -> impl Future<Output = Result<(), SourceError>> + Send;
 
+    /// Gives back what keeps the events of a request, which is asked for again.
+    fn forget_request(&self) -> impl Future<Output = Result<(), SourceError>> + Send;
+
     /// Shows that this relay is alive, proves that it still holds the lock, and reads the switches
     /// that people set.
     fn beat(&self) -> impl Future<Output = Result<Switches, SourceError>> + Send;

@@ -77,6 +77,8 @@ impl Verify {
             ProofError::Ledger(error) => error.into(),
             error @ ProofError::Blocks(_) => Failure::failed(error),
         };
+        const NOW: &str = "select pg_catalog.clock_timestamp()";
+        let began: SystemTime = client.query_one(NOW, &[]).await?.get(0);
         let bar = progress(verify::total(client, &scope).await.map_err(blame)?);
         let proving = verify::prove(client, &destination.sink, &plan, &scope, |more| {
             bar.inc(more)
@@ -84,7 +86,7 @@ impl Verify {
         let proof = proving.await.map_err(blame)?;
         bar.finish_and_clear();
         let requested = match self.repair {
-            true => request_repairs(client, scope.sink, &proof).await?,
+            true => request_repairs(client, scope.sink, &proof, began).await?,
             false => 0,
         };
         let account = Account::read(client, &sink.name).await?;
@@ -131,14 +133,23 @@ fn progress(total: u64) -> ProgressBar {
     bar
 }
 
-async fn request_repairs(client: &Client, sink: i32, proof: &Proof) -> Result<u64, Failure> {
+/// Asks for what was missing at `began`. One at a time: two would not see what the other asks for.
+async fn request_repairs(
+    client: &Client,
+    sink: i32,
+    proof: &Proof,
+    began: SystemTime,
+) -> Result<u64, Failure> {
+    const BEGIN: &str = "begin; lock table pillarbox.replay in share row exclusive mode";
     const REQUEST: &str = include_str!("sql/request_repair.sql");
+    client.batch_execute(BEGIN).await?;
     let mut requested = 0;
     for finding in proof.findings.iter().filter(|finding| missing(finding)) {
         let given: &[&(dyn tokio_postgres::types::ToSql + Sync)] =
-            &[&sink, &finding.number, &finding.partition];
+            &[&sink, &finding.number, &finding.partition, &began];
         requested += client.execute(REQUEST, given).await?;
     }
+    client.batch_execute("commit").await?;
     Ok(requested)
 }
 

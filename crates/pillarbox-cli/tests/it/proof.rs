@@ -113,9 +113,27 @@ async fn inv_13_verify_names_what_is_missing_too_many_or_altered_and_repairs() -
             "{}",
             repair.err
         );
+        let again = program.run(&["verify", "--repair"]).await?;
+        assert!(!again.err.contains("delivered again"), "{}", again.err);
         program.done(&["relay", "--once"]).await?;
         let found = differences(&program).await?;
         assert_eq!(found, expected[1..], "{version:?}");
+        // What arrived while somebody looked is not asked for again.
+        let asked = async |began: &str| {
+            let sql = include_str!("../../src/command/sql/request_repair.sql");
+            let partition = "202611";
+            let sql = sql.replace("$4", began);
+            client.execute(&sql, &[&1_i32, &1_i64, &partition]).await
+        };
+        assert_eq!(asked("'2026-01-01'").await?, 0);
+        assert_eq!(asked("'2100-01-01'").await?, 1);
+        assert_eq!(asked("'2100-01-01'").await?, 0);
+        client
+            .execute(
+                "delete from pillarbox.replay where answered_at is null",
+                &[],
+            )
+            .await?;
         let held = format!("select count() from {table} where event_type = 'trial1'");
         assert_eq!(clickhouse.query(&held).await?.trim(), "10");
     }

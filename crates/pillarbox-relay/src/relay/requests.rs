@@ -4,7 +4,7 @@ use super::sealing::{EncoderOf, Prepared, Reading, Sketch};
 use super::{Halt, Relay, Tenure};
 use crate::batch::{Builder, Kind, Limits, Row, Selection, Store};
 use crate::clock::Clock;
-use crate::sink::{Encoder, Plan, Pushed, RowError, Sink};
+use crate::sink::{Encoder, Plan, Pushed, Reaction, RowError, Sink, Trouble};
 use crate::snapshot::{Cut, Position, Span};
 use crate::source::{Record, Replay, Request, Rows, Session, Source};
 
@@ -17,6 +17,20 @@ pub(super) enum Wish {
     Later,
     /// Something.
     Now,
+}
+
+impl Wish {
+    /// Why a drain ends beside one.
+    pub(super) fn held_back() -> Trouble {
+        Trouble {
+            code: None,
+            reason: "a batch is to be delivered again, but another session holds the ring: a relay that \
+                     does the same, pillarbox recover, or pillarbox sink create"
+                .to_owned(),
+            reaction: Reaction::Backoff,
+            source: None,
+        }
+    }
 }
 
 impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
@@ -115,8 +129,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         let builder = self.read_all(tenure, &batch.span, &selection).await?;
         let taken = builder.rows() + builder.dead();
         let left_out = (selection.without.len() - batch.selection.without.len()) as u64;
-        let is_whole =
-            (&selection.only, selection.times) == (&batch.selection.only, batch.selection.times);
+        // What a repair leaves out may be of other pieces of the same.
+        let is_whole = kind == Kind::Replay
+            && (&selection.only, selection.times) == (&batch.selection.only, batch.selection.times);
         // After the read: a leaf that was emptied before it ended is seen by what is counted now.
         let left = if is_whole {
             taken + left_out

@@ -191,6 +191,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         sealing: &mut Sealing,
     ) -> Result<Next, Halt> {
         let options = &self.options;
+        let began = self.clock.now();
         let mut wait = options.probe_min;
         loop {
             self.moved();
@@ -219,6 +220,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 return Ok(Next::Window(sealing.position.to.clone()));
             }
             let is_done = is_drain && wish == Wish::None;
+            if is_drain && self.clock.now() - began > options.drain_patience {
+                return Err(Halt::GaveUp(Wish::held_back()));
+            }
             if is_done && sealing.has_drained {
                 return Ok(Next::Nothing);
             }

@@ -299,8 +299,10 @@ impl Sink for ClickHouse {
                 self.table, insert.ordinal, insert.batch.number
             ))));
         }
-        let is_token_alone = plan.0.guarantee == Guarantee::Token && !plan.0.layout.batch;
-        if is_token_alone && !preflight::remembers(&self.client, &self.config, plan).await? {
+        // What the plan says may be out of date.
+        let remembers = plan.0.guarantee == Guarantee::Token
+            && preflight::remembers(&self.client, &self.config, plan).await?;
+        if plan.0.guarantee == Guarantee::Token && !remembers && !plan.0.layout.batch {
             return Err(Trouble {
                 reaction: Reaction::Replan,
                 ..verdict::refuse(format!(
@@ -309,7 +311,8 @@ impl Sink for ClickHouse {
                 ))
             });
         }
-        let resolved = lookup::resolve(&self.client, plan, &self.table, insert, doubt).await?;
+        let (client, table) = (&self.client, &self.table);
+        let resolved = lookup::resolve(client, plan, table, insert, doubt, remembers).await?;
         Ok(match resolved {
             Resolution::Resend if self.doubts.take_absence(&token) => {
                 Resolution::Undecidable(self.absent(plan, insert))

@@ -276,7 +276,6 @@ impl Tenure for PostgresSession {
         const POSITION: &str = include_str!("postgres/sql/position.sql");
         const UNFINISHED: &str = include_str!("postgres/sql/unfinished.sql");
         let mut control = self.control.lock().await;
-        self.release_ring(&control).await?;
         let row = query_one(&control, POSITION, &[&self.sink]).await?;
         let position = Position {
             from: ledger::snapshot(&row, 2)?,
@@ -420,6 +419,11 @@ impl Tenure for PostgresSession {
     async fn refuse(&self, replay: i64, reason: &str) -> Result<(), SourceError> {
         let control = self.control.lock().await;
         timed(ledger::answer(control.client(), replay, None, Some(reason))).await?;
+        self.release_ring(&control).await
+    }
+
+    async fn forget_request(&self) -> Result<(), SourceError> {
+        let control = self.control.lock().await;
         self.release_ring(&control).await
     }
 

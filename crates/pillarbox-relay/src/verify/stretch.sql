@@ -3,18 +3,23 @@
 select
     b.number, b.origin, b.blocks::text, d.blocks, d.outcome,
     array(
-        -- Of later repairs of the same that have arrived, dead letters or not.
+        -- Of repairs that have arrived, dead letters or not.
         select coalesce(r.selection ->> 'only', block.value ->> 'partition')
         from pillarbox.batch r
         join pillarbox.delivery arrived on arrived.sink = r.sink and arrived.number = r.number
         cross join lateral pg_catalog.jsonb_array_elements(r.blocks) block
         where r.sink = b.sink
             and r.kind = 'repair'
-            and r.parent = case b.kind when 'repair' then b.parent else b.number end
-            and r.number > b.number
+            and r.parent = b.number
             and arrived.outcome <> 'recovered'
             and not exists (
-                select from pillarbox.open_batch o where o.sink = r.sink and o.root = r.number
+                select
+                from pillarbox.batch child
+                left join pillarbox.delivery of_it
+                    on of_it.sink = child.sink and of_it.number = child.number
+                where child.sink = r.sink
+                    and child.root = r.number
+                    and coalesce(of_it.outcome, 'recovered') = 'recovered'
             )
     ) as repaired,
     b.terms::text

@@ -255,6 +255,10 @@ impl Session for FakeSession {
         .await
     }
 
+    async fn forget_request(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
     async fn refuse(&self, replay: i64, reason: &str) -> Result<(), SourceError> {
         self.statement(SessionOperation::Report, |state, sink, _| {
             if let Some(wish) = state.disk.ledger.letters.replay(sink, replay) {

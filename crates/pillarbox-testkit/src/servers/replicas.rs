@@ -1,10 +1,19 @@
 //! Two servers of ClickHouse 18.16 that hold the replicas of one table, and the keeper between them.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use super::clickhouse::ClickHouse;
+use super::eventually;
 use super::keeper::Keeper;
 use super::place::Port;
+
+/// Whether the first server's thread for `ON CLUSTER` has begun: it makes its queue.
+const QUEUE: &str =
+    "select count() from system.zookeeper where path = '/clickhouse/task_queue' and name = 'ddl'";
+
+const QUEUE_WITHIN: Duration = Duration::from_secs(30);
 
 /// Where a replica stands among the others.
 #[derive(Debug)]
@@ -47,12 +56,16 @@ impl Replicas {
                 cluster: cluster.clone(),
             })
         };
-        let servers = tokio::try_join!(
-            ClickHouse::start_replica(member("one", first)?),
-            ClickHouse::start_replica(member("two", second)?),
-        )?;
+        let one = ClickHouse::start_replica(member("one", first)?).await?;
+        // 18.16 crashes when it is asked for `ON CLUSTER` before the thread for that has its session.
+        eventually("the queue of ON CLUSTER", QUEUE_WITHIN, || async {
+            let found = one.query(QUEUE).await.unwrap_or_default();
+            Ok((found.trim() == "1").then_some(()))
+        })
+        .await?;
+        let two = ClickHouse::start_replica(member("two", second)?).await?;
         Ok(Self {
-            servers: servers.into(),
+            servers: [one, two],
             keeper,
         })
     }

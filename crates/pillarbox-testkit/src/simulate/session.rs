@@ -197,6 +197,10 @@ impl Session for SimSession {
         self.inner.request().await
     }
 
+    async fn forget_request(&self) -> Result<(), SourceError> {
+        self.inner.forget_request().await
+    }
+
     async fn refuse(&self, replay: i64, reason: &str) -> Result<(), SourceError> {
         self.inner.refuse(replay, reason).await
     }

@@ -4,7 +4,7 @@ mod doubt;
 mod keeper;
 mod replicas;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use pillarbox_relay::sink::clickhouse::{ClickHouse as Sink, ClickHouseConfig, CreateOptions};
 use pillarbox_testkit::oracle::{Oracle, read_clickhouse};
 use pillarbox_testkit::servers::{ClickHouse, Keeper, PgVersion, Postgres, Replicas, eventually};
@@ -27,7 +27,8 @@ impl Pair {
             replicated: true,
             cluster: Some(Replicas::CLUSTER.to_owned()),
         };
-        pair.sink()?.create(&options).await?;
+        let created = pair.sink()?.create(&options).await;
+        created.with_context(|| format!("{}\n{}", pair.one().log_tail(), pair.two.log_tail()))?;
         pair.scene.register(SINK).await?;
         Ok(pair)
     }

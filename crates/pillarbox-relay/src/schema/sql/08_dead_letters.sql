@@ -127,25 +127,27 @@ begin atomic
     limit 1;
 end;
 
--- What a batch is about: the first batch of its family and, where that is a repair, of the family that it
--- repairs. No row when the ledger has forgotten that.
+-- What a batch is about: the first batch of its family and, as long as that is a repair, of the family
+-- that it repairs. No row when the ledger has forgotten that.
 create function pillarbox.subject(sink integer, number bigint)
     returns table (number bigint, kind text, is_repair boolean)
     language sql stable
 begin atomic
-    select about.number, about.kind, family.kind = 'repair'
-    from pillarbox.batch b
-    join pillarbox.batch family
-        on family.sink = b.sink and family.number = coalesce(b.root, b.number)
-    left join pillarbox.batch repaired
-        on repaired.sink = b.sink and repaired.number = family.parent and family.kind = 'repair'
-    join pillarbox.batch about
-        on about.sink = b.sink
-        and about.number = case
-            when family.kind = 'repair' then coalesce(repaired.root, repaired.number)
-            else family.number
-        end
-    where b.sink = subject.sink and b.number = subject.number;
+    with recursive family (number, kind, parent, is_repair) as (
+        select f.number, f.kind, f.parent, f.kind = 'repair'
+        from pillarbox.batch b
+        join pillarbox.batch f on f.sink = b.sink and f.number = coalesce(b.root, b.number)
+        where b.sink = subject.sink and b.number = subject.number
+        union all
+        select f.number, f.kind, f.parent, true
+        from family
+        join pillarbox.batch b on b.sink = subject.sink and b.number = family.parent
+        join pillarbox.batch f on f.sink = b.sink and f.number = coalesce(b.root, b.number)
+        where family.kind = 'repair'
+    )
+    select family.number, family.kind, family.is_repair
+    from family
+    where family.kind <> 'repair';
 end;
 
 -- How many events are not done at the position.
@@ -225,12 +227,15 @@ begin atomic
             pg_catalog.count(*) filter (where l.state = 'dropped') as dropped,
             pg_catalog.count(*) filter (where l.state = 'delivered') as delivered,
             -- The ledger has forgotten the batch, or it was judged again; the letter stays.
-            pg_catalog.count(*) filter (where about.number is null) as older,
+            pg_catalog.count(*) filter (
+                where about.number is null or about.number <@ judged.numbers
+            ) as older,
             -- Delivered once, lost by the sink, and refused when it was to be delivered again.
-            pg_catalog.count(*) filter (where about.is_repair) as repaired
+            pg_catalog.count(*) filter (
+                where about.is_repair and not about.number <@ judged.numbers
+            ) as repaired
         from pillarbox.dead_letter l
-        left join lateral pillarbox.subject(l.sink, l.root) about
-            on not about.number <@ judged.numbers
+        left join lateral pillarbox.subject(l.sink, l.root) about on true
         -- What was delivered again on request, and refused then, had been delivered.
         where l.sink = s.sink and coalesce(about.kind, 'window') = 'window'
     ) letters

@@ -55,19 +55,20 @@ fn is_remembered(plan: &ClickHousePlan, batch: &Batch, doubt: Doubt) -> bool {
     in_count && in_time
 }
 
-/// Decides about a block: by a look where the table has the column `batch`, else by its token.
+/// Decides about a block: by a look where the table has the column `batch`, else by its token, which the
+/// table `remembers` as planned or not.
 pub(super) async fn resolve(
     client: &Client,
     plan: &ClickHousePlan,
     table: &str,
     insert: &Insert<'_>,
     doubt: Doubt,
+    remembers: bool,
 ) -> Result<Resolution, Trouble> {
     if plan.0.guarantee == Guarantee::AtLeastOnce {
         return Ok(Resolution::Resend);
     }
-    let has_token =
-        plan.0.guarantee == Guarantee::Token && is_remembered(plan, insert.batch, doubt);
+    let has_token = remembers && is_remembered(plan, insert.batch, doubt);
     if !plan.0.layout.batch {
         return Ok(if has_token {
             Resolution::Resend

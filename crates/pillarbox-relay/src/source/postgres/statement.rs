@@ -58,15 +58,12 @@ pub(super) fn lost(error: tokio_postgres::Error) -> SourceError {
         Some(answer) if refused.contains(answer.code()) => {
             SourceError::from(SchemaError::from(error))
         }
-        // The same statement on the same rows fails again.
-        Some(answer)
-            if ["22", "23"]
-                .iter()
-                .any(|class| answer.code().code().starts_with(class)) =>
-        {
+        // The same statement on the same rows fails again. The message may hold an event.
+        Some(answer) if ["22", "23"].contains(&&answer.code().code()[..2]) => {
             SourceError::Broken(format!(
-                "postgresql refuses a statement, and will again: {}",
-                answer.message()
+                "postgresql refuses a statement, and will again: SQLSTATE {}, its log says more; if dead \
+                 letters are to be retried whose columns have changed: pillarbox dead-letters drop",
+                answer.code().code()
             ))
         }
         Some(answer) => SourceError::Lost(answer.message().to_owned(), Some(Box::new(error))),

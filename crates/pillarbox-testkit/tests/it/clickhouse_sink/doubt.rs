@@ -361,6 +361,19 @@ async fn a_view_with_a_window_counts_a_resend_once() -> Result<()> {
         deliver(&sink, &plan, &batch, &blocks).await?;
     }
     assert_eq!(number(&server, "select sum(k) from totals").await?, 2);
+    // Narrowed beneath the plan: no token completes what a view may lack.
+    let insert = Insert {
+        batch: &batch,
+        ordinal: 0,
+        body: &blocks[0].body,
+    };
+    let resend = sink.resolve(&plan, &insert, young()).await?;
+    assert!(matches!(resend, Resolution::Resend), "{resend:?}");
+    server
+        .query("alter table events modify setting non_replicated_deduplication_window = 1")
+        .await?;
+    let there = sink.resolve(&plan, &insert, young()).await?;
+    assert!(matches!(there, Resolution::Delivered(_)), "{there:?}");
     Ok(())
 }
 

@@ -14,16 +14,23 @@ left join pillarbox.batch b
     and b.number = r.parent
     and b.number > (select s.genesis from pillarbox.sink s where s.sink = r.sink)
 cross join lateral (
+    -- A child has the batch as its parent that was split, a repair the one that was lost.
+    with recursive about (number) as (
+        select family.number from pillarbox.subject(r.sink, r.parent) family
+        union
+        select b.number
+        from about
+        join pillarbox.batch b on b.sink = r.sink and b.parent = about.number
+        where b.kind in ('child', 'repair')
+    )
     select
         coalesce(pg_catalog.array_agg(l.tx::text order by l.tx, l.id), '{}') as txs,
         coalesce(pg_catalog.array_agg(l.id order by l.tx, l.id), '{}') as ids
     from pillarbox.dead_letter l
     where l.sink = r.sink
-        and exists (
-            select
-            from (values (l.root), (l.number)) as place (number)
-            cross join lateral pillarbox.subject(l.sink, place.number) about
-            where about.number = coalesce(b.root, b.number)
+        and (
+            l.root in (select about.number from about)
+            or l.number in (select about.number from about)
         )
 ) dead
 where r.sink = $1 and r.answered_at is null

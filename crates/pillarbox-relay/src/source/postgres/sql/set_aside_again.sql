@@ -2,7 +2,8 @@
 -- it was to have them again: dead. Delivered again on request: whatever became of them stays.
 update pillarbox.dead_letter l
 set state = case when again.is_copy then l.state else 'dead' end,
-    retry_number = case when again.is_copy then l.retry_number end,
+    -- Other batches may still read it as what that retry delivered.
+    retry_number = case when l.retry_number <> again.root then l.retry_number end,
     number = case when again.is_copy then l.number else again.number end,
     root = case again.kind when 'window' then again.root else l.root end,
     code = again.code, column_name = again.column_name, reason = again.reason
