@@ -74,7 +74,7 @@ async fn long_transactions_delay_only_themselves(flavour: Flavour) -> Result<()>
     let late_tx = late.transaction().await?;
     let never_tx = never.transaction().await?;
     let mut client = scene.postgres.connect().await?;
-    let batches = "select count(*) from pillarbox.delivery";
+    let batches = "select count(*) from pillarbox.batch";
     let before = scene.number(batches).await?;
     for (nth, (early, gone)) in to_come.chunks(5).zip(to_go.chunks(5)).enumerate() {
         let way = Way::ALL[nth % 4];
