@@ -139,7 +139,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             let whole = self.read_all(tenure, &batch.span, &batch.selection).await?;
             whole.rows() + whole.dead()
         };
-        let refusal = if left < batch.rows {
+        // Dead letters stay; one that is not among these has been retried by another batch since.
+        let may_be_gone = kind == Kind::Repair || batch.selection.store == Store::Outbox;
+        let refusal = if may_be_gone && left < batch.rows {
             Some(format!(
                 "the outbox no longer holds the events of batch {}: {left} of {} are left; they are kept \
                  for the retention, see: pillarbox settings",

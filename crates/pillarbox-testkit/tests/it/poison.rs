@@ -287,6 +287,33 @@ async fn inv_9_a_replay_of_a_retry_is_refused_by_clickhouse_18() -> Result<()> {
     a_replay_of_a_retry_is_refused(Flavour::V18).await
 }
 
+/// A retry delivered one of two, and the other one was retried by another batch since: what the first
+/// delivered can be delivered again.
+#[tokio::test]
+async fn inv_2_a_retry_is_replayed_whose_rest_was_retried_since() -> Result<()> {
+    let scene = scene(Flavour::V26).await?;
+    let oracle = Oracle::new();
+    publish(&scene, &oracle, 20, |n| n == 7 || n == 9).await?;
+    assert_eq!(drained(&scene, &oracle).await?.dead, 2);
+    accept_poison(&scene).await?;
+    let refuse = format!(
+        "ALTER TABLE {TABLE} ADD CONSTRAINT no_nine CHECK position(event_context, '\"n\" : 9,') = 0"
+    );
+    scene.clickhouse.query(&refuse).await?;
+    for _ in 0..2 {
+        retry(&scene).await?;
+        let verdict = drained(&scene, &oracle).await?;
+        assert_eq!((verdict.delivered, verdict.dead), (19, 1));
+    }
+    let replay = "insert into pillarbox.replay (sink, kind, parent)
+                  select sink, 'replay', min(number) from pillarbox.batch
+                  where kind = 'retry' group by sink";
+    scene.postgres.execute(replay).await?;
+    scene.drain_with(&VARIABLES).await?;
+    assert_eq!((scene.count().await?, scene.dead().await?.len()), (20, 1));
+    Ok(())
+}
+
 async fn retry(scene: &Scene) -> Result<()> {
     let request = "update pillarbox.dead_letter set state = 'requested' where state = 'dead'";
     scene.postgres.execute(request).await

@@ -37,6 +37,17 @@ pub(super) fn append(text: &mut Vec<u8>, value: &Value<'_>) {
     }
 }
 
+/// Bytes that a value takes in the text of its row, at most.
+pub(super) fn room(value: &Value<'_>) -> usize {
+    // A length and its colon, or a number with them; a float's text is the longest.
+    const FRAME: usize = 48;
+    match value {
+        Value::Bytes(bytes) => FRAME + bytes.len(),
+        Value::Float32(_) | Value::Float64(_) => 8 * FRAME,
+        _ => FRAME,
+    }
+}
+
 fn append_framed(text: &mut Vec<u8>, bytes: &[u8]) {
     text.extend_from_slice(itoa::Buffer::new().format(bytes.len()).as_bytes());
     text.push(b':');

@@ -119,6 +119,12 @@ impl NativeEncoder {
             return 0;
         }
         self.text.clear();
+        // A text that grew by doubling would hold a large event twice.
+        let room = self
+            .digest
+            .iter()
+            .map(|index| digest::room(&values[*index]));
+        self.text.reserve_exact(room.sum());
         for index in &self.digest {
             digest::append(&mut self.text, &values[*index]);
         }

@@ -64,7 +64,10 @@ pub(super) async fn write(
         let (txs, ids) = columns(record.retried.iter());
         let given: &[&(dyn ToSql + Sync)] = &[&sink, &number, &txs, &ids];
         let changed = transaction.execute(RETRYING, given).await.map_err(lost)?;
-        expect(changed, record.retried.len(), "dead letters to retry")?;
+        if changed != record.retried.len() as u64 {
+            let reason = "dead letters were dropped while they were about to be retried";
+            return Err(SourceError::Lost(reason.to_owned(), None));
+        }
     }
     if let Some(replay) = record.replay {
         answer(transaction, replay, first, None).await?;
@@ -152,15 +155,13 @@ async fn set_aside(
         .replace("{names}", &array(names))
         .replace("{values}", &array(values));
     let new = transaction.execute(&statement, given).await.map_err(lost)?;
-    expect(known + new, dead.len(), "events to set aside")
-}
-
-fn expect(found: u64, wanted: usize, what: &str) -> Result<(), SourceError> {
-    if found == wanted as u64 {
+    if known + new == dead.len() as u64 {
         return Ok(());
     }
     Err(SourceError::Broken(format!(
-        "{found} instead of {wanted} {what} were found; somebody changed or removed them"
+        "{} instead of {} events to set aside were found; somebody changed or removed them",
+        known + new,
+        dead.len()
     )))
 }
 
