@@ -10,7 +10,6 @@ mod client;
 mod code;
 mod column;
 mod config;
-mod connector;
 mod create;
 mod digest;
 mod doubts;

@@ -24,7 +24,6 @@ use url::Url;
 use super::answer::{Answer, Cause, Fault, Strange};
 use super::code;
 use super::config::{ClickHouseConfig, Compression, without_secrets};
-use super::connector::Connector;
 use super::payload::{HeldUp, Leave, Meter, Payload, Sent};
 use super::settings;
 use super::verdict::may_have_written;
@@ -35,7 +34,7 @@ const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Speaks HTTP with the replicas of one table.
 #[derive(Debug)]
 pub(super) struct Client {
-    http: HyperClient<HttpsConnector<Connector>, Payload>,
+    http: HyperClient<HttpsConnector<HttpConnector>, Payload>,
     endpoints: Vec<Endpoint>,
     /// The replica that answered last.
     preferred: AtomicUsize,
@@ -410,7 +409,7 @@ struct Late(Duration);
 
 fn http_client(
     connect_timeout: Duration,
-) -> Result<HyperClient<HttpsConnector<Connector>, Payload>, String> {
+) -> Result<HyperClient<HttpsConnector<HttpConnector>, Payload>, String> {
     let mut tcp = HttpConnector::new();
     tcp.set_connect_timeout(Some(connect_timeout));
     tcp.set_nodelay(true);
@@ -420,7 +419,7 @@ fn http_client(
         .map_err(|error| format!("cannot set up tls: {error}"))?
         .https_or_http()
         .enable_http1()
-        .wrap_connector(Connector(tcp));
+        .wrap_connector(tcp);
     Ok(HyperClient::builder(TokioExecutor::new())
         // No connection is kept: on one that the server had closed meanwhile, "never arrived" could
         // not be told from "lost". Inserts are few and large.
