@@ -10,6 +10,7 @@ mod client;
 mod code;
 mod column;
 mod config;
+mod connector;
 mod create;
 mod digest;
 mod doubts;

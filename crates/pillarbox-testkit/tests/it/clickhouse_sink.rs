@@ -114,6 +114,24 @@ fn window(flavour: Flavour) -> &'static str {
     }
 }
 
+/// The table of the problem, with a window where the engine has one.
+async fn five(server: &Server) -> Result<ClickHouse> {
+    let window = window(server.flavour());
+    let create = format!(
+        "create table five ({FIVE_COLUMNS}) engine = MergeTree order by event_type {window}"
+    );
+    server.query(&create).await?;
+    sink(server, "five")
+}
+
+fn insert<'a>(batch: &'a Batch, blocks: &'a [EncodedBlock], ordinal: usize) -> Insert<'a> {
+    Insert {
+        batch,
+        ordinal,
+        body: &blocks[ordinal].body,
+    }
+}
+
 /// A sealed batch of the events and its encoded blocks.
 fn seal(
     plan: &ClickHousePlan,

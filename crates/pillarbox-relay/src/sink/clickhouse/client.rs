@@ -24,6 +24,7 @@ use url::Url;
 use super::answer::{Answer, Cause, Fault, Strange};
 use super::code;
 use super::config::{ClickHouseConfig, Compression, without_secrets};
+use super::connector::Connector;
 use super::payload::{HeldUp, Leave, Meter, Payload, Sent};
 use super::settings;
 use super::verdict::may_have_written;
@@ -34,7 +35,7 @@ const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Speaks HTTP with the replicas of one table.
 #[derive(Debug)]
 pub(super) struct Client {
-    http: HyperClient<HttpsConnector<HttpConnector>, Payload>,
+    http: HyperClient<HttpsConnector<Connector>, Payload>,
     endpoints: Vec<Endpoint>,
     /// The replica that answered last.
     preferred: AtomicUsize,
@@ -409,7 +410,7 @@ struct Late(Duration);
 
 fn http_client(
     connect_timeout: Duration,
-) -> Result<HyperClient<HttpsConnector<HttpConnector>, Payload>, String> {
+) -> Result<HyperClient<HttpsConnector<Connector>, Payload>, String> {
     let mut tcp = HttpConnector::new();
     tcp.set_connect_timeout(Some(connect_timeout));
     tcp.set_nodelay(true);
@@ -419,7 +420,7 @@ fn http_client(
         .map_err(|error| format!("cannot set up tls: {error}"))?
         .https_or_http()
         .enable_http1()
-        .wrap_connector(tcp);
+        .wrap_connector(Connector(tcp));
     Ok(HyperClient::builder(TokioExecutor::new())
         // No connection is kept: on one that the server had closed meanwhile, "never arrived" could
         // not be told from "lost". Inserts are few and large.

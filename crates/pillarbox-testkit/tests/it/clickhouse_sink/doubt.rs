@@ -81,11 +81,7 @@ async fn a_lookup_finds_all_nothing_or_part() -> Result<()> {
             Resolution::Undecidable(_)
         ));
         if flavour == Flavour::V26 {
-            let insert = Insert {
-                batch: &batch,
-                ordinal: 0,
-                body: &blocks[0].body,
-            };
+            let insert = insert(&batch, &blocks, 0);
             assert!(matches!(
                 sink.resolve(&plan, &insert, young()).await?,
                 Resolution::Delivered(_)
@@ -98,20 +94,10 @@ async fn a_lookup_finds_all_nothing_or_part() -> Result<()> {
 #[tokio::test]
 async fn a_forgotten_token_without_the_column_batch_is_undecidable() -> Result<()> {
     let server = Server::start(Flavour::V26).await?;
-    let windows = window(Flavour::V26);
-    server
-        .query(&format!(
-            "create table five ({FIVE_COLUMNS}) engine = MergeTree order by event_type {windows}"
-        ))
-        .await?;
-    let sink = sink(&server, "five")?;
+    let sink = five(&server).await?;
     let plan = sink.prepare(&outbox()).await?;
     let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
-    let insert = Insert {
-        batch: &batch,
-        ordinal: 0,
-        body: &blocks[0].body,
-    };
+    let insert = insert(&batch, &blocks, 0);
     assert!(matches!(
         sink.resolve(&plan, &insert, young()).await?,
         Resolution::Resend
@@ -130,20 +116,10 @@ async fn a_forgotten_token_without_the_column_batch_is_undecidable() -> Result<(
 #[tokio::test]
 async fn a_window_that_was_narrowed_is_noticed_before_a_token_decides() -> Result<()> {
     let server = Server::start(Flavour::V26).await?;
-    let windows = window(Flavour::V26);
-    server
-        .query(&format!(
-            "create table five ({FIVE_COLUMNS}) engine = MergeTree order by event_type {windows}"
-        ))
-        .await?;
-    let sink = sink(&server, "five")?;
+    let sink = five(&server).await?;
     let plan = sink.prepare(&outbox()).await?;
     let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
-    let insert = Insert {
-        batch: &batch,
-        ordinal: 0,
-        body: &blocks[0].body,
-    };
+    let insert = insert(&batch, &blocks, 0);
     server
         .query("alter table five modify setting non_replicated_deduplication_window = 1")
         .await?;
@@ -326,11 +302,7 @@ async fn a_failing_view_is_its_own_class() -> Result<()> {
                 "{trouble}"
             );
         }
-        let insert = Insert {
-            batch: &batch,
-            ordinal: 0,
-            body: &blocks[0].body,
-        };
+        let insert = insert(&batch, &blocks, 0);
         let resolution = sink.resolve(&plan, &insert, young()).await?;
         assert!(
             matches!(resolution, Resolution::Undecidable(_)),
@@ -362,11 +334,7 @@ async fn a_view_with_a_window_counts_a_resend_once() -> Result<()> {
     }
     assert_eq!(number(&server, "select sum(k) from totals").await?, 2);
     // Narrowed beneath the plan: no token completes what a view may lack.
-    let insert = Insert {
-        batch: &batch,
-        ordinal: 0,
-        body: &blocks[0].body,
-    };
+    let insert = insert(&batch, &blocks, 0);
     let resend = sink.resolve(&plan, &insert, young()).await?;
     assert!(matches!(resend, Resolution::Resend), "{resend:?}");
     server

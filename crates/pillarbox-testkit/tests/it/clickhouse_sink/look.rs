@@ -1,20 +1,27 @@
 //! A look must not be able to be wrong, and a success after a doubt is looked at.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pillarbox_relay::sink::clickhouse::CreateOptions;
+use pillarbox_relay::sink::clickhouse::{Compression, CreateOptions};
 use pillarbox_relay::sink::{Attempt, Guarantee, Reaction, Resolution};
 use pillarbox_testkit::proxy::Proxy;
+use tokio::net::TcpSocket;
 use tokio::time::Instant;
 
 use super::*;
 
-fn insert<'a>(batch: &'a Batch, blocks: &'a [EncodedBlock], ordinal: usize) -> Insert<'a> {
-    Insert {
-        batch,
-        ordinal,
-        body: &blocks[ordinal].body,
-    }
+/// A server with the recommended table, its plan, and a sink that knows a replica before it, at an address
+/// where nobody listens.
+async fn behind_nobody() -> Result<(Server, ClickHousePlan, ClickHouse, SocketAddr)> {
+    let server = Server::start(Flavour::V26).await?;
+    let one = sink(&server, "events")?;
+    one.create(&CreateOptions::default()).await?;
+    let plan = one.prepare(&outbox()).await?;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut config = config(&server, "events");
+    config.urls.insert(0, format!("http://{nobody}"));
+    Ok((server, plan, ClickHouse::new(config)?, nobody))
 }
 
 #[tokio::test]
@@ -143,14 +150,7 @@ async fn without_the_column_other_writers_and_own_blocks_count() -> Result<()> {
 /// undoes; without one, it has to be asked.
 #[tokio::test]
 async fn inv_2_a_dead_replica_is_waited_for_only_without_a_token() -> Result<()> {
-    let server = Server::start(Flavour::V26).await?;
-    let one = sink(&server, "events")?;
-    one.create(&CreateOptions::default()).await?;
-    let plan = one.prepare(&outbox()).await?;
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let mut config = config(&server, "events");
-    config.urls.insert(0, format!("http://{nobody}"));
-    let both = ClickHouse::new(config)?;
+    let (server, plan, both, nobody) = behind_nobody().await?;
     let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
     let insert = insert(&batch, &blocks, 0);
     let resolved = both.resolve(&plan, &insert, young()).await?;
@@ -285,14 +285,7 @@ async fn inv_2_a_silent_replica_is_waited_for_only_without_a_token() -> Result<(
 /// There was no time left for the replica that lives, twice: the next attempt begins with it.
 #[tokio::test]
 async fn a_replica_that_was_come_to_too_late_is_asked_first() -> Result<()> {
-    let server = Server::start(Flavour::V26).await?;
-    let one = sink(&server, "events")?;
-    one.create(&CreateOptions::default()).await?;
-    let plan = one.prepare(&outbox()).await?;
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let mut config = config(&server, "events");
-    config.urls.insert(0, format!("http://{nobody}"));
-    let both = ClickHouse::new(config)?;
+    let (server, plan, both, nobody) = behind_nobody().await?;
     let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
     let insert = insert(&batch, &blocks, 0);
     for number in 1..=2 {
@@ -333,16 +326,41 @@ async fn a_handshake_that_hangs_is_no_connection() -> Result<()> {
     Ok(())
 }
 
+/// What the kernel has not sent when an insert is given up does not arrive after the fence.
+#[tokio::test]
+async fn inv_2_an_insert_that_is_given_up_is_not_sent_to_its_end() -> Result<()> {
+    let server = Server::start(Flavour::V18).await?;
+    let one = sink(&server, "events")?;
+    one.create(&CreateOptions::default()).await?;
+    let plan = one.prepare(&outbox()).await?;
+    // The kernel takes megabytes for a reader that does not read, if one lets it.
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(64 << 10)?;
+    socket.bind(([127, 0, 0, 1], 0).into())?;
+    let silent = socket.listen(1)?;
+    let mut config = config(&server, "events");
+    config.urls = vec![format!("http://{}", silent.local_addr()?)];
+    config.insert_timeout = Duration::from_secs(1);
+    config.compression = Compression::None;
+    let cut_off = ClickHouse::new(config)?;
+    let mut event = Event::at(NOON_US);
+    event.event_context = vec![b'x'; 16 << 20];
+    let (batch, blocks) = seal(&plan, 1, &[event])?;
+    let delivered = cut_off
+        .deliver(&plan, &insert(&batch, &blocks, 0), nth(1))
+        .await;
+    assert!(matches!(delivered, Delivery::Unknown(_)), "{delivered:?}");
+    let (mut stream, _) = silent.accept().await?;
+    let read = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    let kind = read.as_ref().err().map(std::io::Error::kind);
+    assert_eq!(kind, Some(std::io::ErrorKind::ConnectionReset), "{read:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_block_sealed_without_the_number_is_not_looked_for_by_it() -> Result<()> {
     let server = Server::start(Flavour::V26).await?;
-    let windows = window(Flavour::V26);
-    server
-        .query(&format!(
-            "create table five ({FIVE_COLUMNS}) engine = MergeTree order by event_type {windows}"
-        ))
-        .await?;
-    let sink = sink(&server, "five")?;
+    let sink = five(&server).await?;
     let plan = sink.prepare(&outbox()).await?;
     let (batch, blocks) = seal(&plan, 1, &[Event::at(NOON_US)])?;
     deliver(&sink, &plan, &batch, &blocks).await?;
