@@ -1,12 +1,10 @@
 //! From `publish` to `events`: the whole path by the command line.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result};
 use pillarbox_testkit::servers::{ClickHouse, Flavour, PgVersion, eventually};
 use rustix::process::Signal;
 
-use crate::program::{DEADLINE, Program, connect, database, finish, signal, unique};
+use crate::program::{DEADLINE, Program, connect, database, finish, says, signal, unique};
 
 const VERSIONS: [(PgVersion, Flavour, &str); 2] = [
     (PgVersion::V15, Flavour::V18, "lookup"),
@@ -256,7 +254,7 @@ async fn a_second_signal_ends_a_relay_that_cannot_finish() -> Result<()> {
         .with("PILLARBOX_RELAY__MAX_AGE", "50ms");
     program.done(&["migrate"]).await?;
     program.done(&["sink", "create"]).await?;
-    let relay = program.start(&["relay"])?;
+    let mut relay = program.start(&["relay"])?;
     program.done(&["publish", "first", "{}"]).await?;
     eventually("the relay to be delivering", DEADLINE, || async {
         let status = program.json(&["status"]).await?;
@@ -273,7 +271,8 @@ async fn a_second_signal_ends_a_relay_that_cannot_finish() -> Result<()> {
     })
     .await?;
     signal(&relay, Signal::TERM)?;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let log = relay.stderr.as_mut().context("its log")?;
+    says(log, "a second signal stops at once").await?;
     signal(&relay, Signal::TERM)?;
     let ended = finish(relay).await?;
     assert_eq!(ended.code, 1, "{ended:?}");
@@ -322,13 +321,15 @@ async fn a_member_of_pillarbox_relay_may_relay_and_no_more() -> Result<()> {
 async fn watch_refreshes_until_it_is_interrupted() -> Result<()> {
     let (_postgres, program, _url) = database(PgVersion::V15).await?;
     program.done(&["migrate"]).await?;
-    let watch = program.start(&["status", "--watch", "--json"])?;
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let mut watch = program.start(&["status", "--watch", "--json"])?;
+    let shown = watch.stdout.as_mut().context("what it shows")?;
+    let first = says(shown, "\n").await?;
+    let second = says(shown, "\n").await?;
     signal(&watch, Signal::INT)?;
     let ended = finish(watch).await?;
     assert_eq!(ended.code, 0, "{ended:?}");
-    let lines: Vec<&str> = ended.out.lines().collect();
-    assert!(lines.len() >= 2, "{ended:?}");
+    let lines = [first.as_str(), second.as_str()].into_iter();
+    let lines = lines.chain(ended.out.lines());
     for line in lines {
         serde_json::from_str::<serde_json::Value>(line)?;
     }

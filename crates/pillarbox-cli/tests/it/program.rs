@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use pillarbox_testkit::servers::{ClickHouse, PgVersion, Postgres};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 /// Far above what any command needs.
@@ -144,6 +144,21 @@ pub(crate) async fn finish(child: Child) -> Result<Ran> {
         out: String::from_utf8(output.stdout)?,
         err: String::from_utf8(output.stderr)?,
     })
+}
+
+/// Reads from a running program until it has said `text`; gives all that it said.
+pub(crate) async fn says<R: AsyncRead + Unpin>(stream: &mut R, text: &str) -> Result<String> {
+    let mut said = Vec::new();
+    let reading = async {
+        while !String::from_utf8_lossy(&said).contains(text) {
+            said.push(stream.read_u8().await?);
+        }
+        std::io::Result::Ok(())
+    };
+    let read = tokio::time::timeout(DEADLINE, reading).await;
+    let said = String::from_utf8(said)?;
+    read.with_context(|| format!("not {text:?} but {said}"))??;
+    Ok(said)
 }
 
 /// Sends a signal to a running program.

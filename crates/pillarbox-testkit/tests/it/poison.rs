@@ -37,6 +37,21 @@ async fn refuse_poison(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// What was delivered stays in the outbox, so that it can be delivered again.
+async fn retain(scene: &Scene) -> Result<()> {
+    let retain = "update pillarbox.settings set retention = '1 hour'";
+    scene.postgres.execute(retain).await
+}
+
+/// Asks for the batches of this kind once more.
+async fn replay(scene: &Scene, kind: &str) -> Result<()> {
+    let ask = format!(
+        "insert into pillarbox.replay (sink, kind, parent)
+         select sink, 'replay', number from pillarbox.batch where kind = '{kind}'"
+    );
+    scene.postgres.execute(&ask).await
+}
+
 async fn accept_poison(scene: &Scene) -> Result<()> {
     let sql = match scene.clickhouse.flavour() {
         Flavour::V26 => format!("ALTER TABLE {TABLE} DROP CONSTRAINT no_poison"),
@@ -197,8 +212,7 @@ async fn poison_with_a_nul_is_set_aside(flavour: Flavour) -> Result<()> {
     assert_eq!((verdict.delivered, verdict.dead), (21, 2));
     // A retry reads them from where they were set aside.
     accept_poison(&scene).await?;
-    let request = "update pillarbox.dead_letter set state = 'requested' where state = 'dead'";
-    scene.postgres.execute(request).await?;
+    retry(&scene).await?;
     let verdict = drained(&scene, &oracle).await?;
     assert_eq!((verdict.delivered, verdict.dead), (22, 1));
     balances(&scene).await
@@ -218,17 +232,13 @@ async fn inv_9_poison_with_a_nul_is_set_aside_from_clickhouse_18() -> Result<()>
 async fn replayed_after_a_retry_in_vain(flavour: Flavour) -> Result<()> {
     let scene = scene(flavour).await?;
     let oracle = Oracle::new();
-    let retain = "update pillarbox.settings set retention = '1 hour'";
-    scene.postgres.execute(retain).await?;
+    retain(&scene).await?;
     publish(&scene, &oracle, 20, |n| n == 7).await?;
     assert_eq!(drained(&scene, &oracle).await?.dead, 1);
-    let retry = "update pillarbox.dead_letter set state = 'requested'";
-    scene.postgres.execute(retry).await?;
+    retry(&scene).await?;
     let verdict = drained(&scene, &oracle).await?;
     assert_eq!((verdict.delivered, verdict.dead), (19, 1));
-    let replay = "insert into pillarbox.replay (sink, kind, parent)
-                  select sink, 'replay', number from pillarbox.batch where kind = 'window'";
-    scene.postgres.execute(replay).await?;
+    replay(&scene, "window").await?;
     scene.drain_with(&VARIABLES).await?;
     let open = "select count(*) from pillarbox.replay where answered_at is null";
     assert_eq!(
@@ -256,17 +266,14 @@ async fn inv_9_replayed_after_a_retry_in_vain_on_clickhouse_18() -> Result<()> {
 async fn a_replay_of_a_retry_is_refused(flavour: Flavour) -> Result<()> {
     let scene = scene(flavour).await?;
     let oracle = Oracle::new();
-    let retain = "update pillarbox.settings set retention = '1 hour'";
-    scene.postgres.execute(retain).await?;
+    retain(&scene).await?;
     publish(&scene, &oracle, 20, |n| n == 7).await?;
     assert_eq!(drained(&scene, &oracle).await?.dead, 1);
     accept_poison(&scene).await?;
     retry(&scene).await?;
     assert_eq!(drained(&scene, &oracle).await?.delivered, 20);
     refuse_poison(&scene).await?;
-    let replay = "insert into pillarbox.replay (sink, kind, parent)
-                  select sink, 'replay', number from pillarbox.batch where kind = 'retry'";
-    scene.postgres.execute(replay).await?;
+    replay(&scene, "retry").await?;
     let verdict = drained(&scene, &oracle).await?;
     assert_eq!((verdict.delivered, verdict.dead), (20, 0));
     let refused = "select count(*) from pillarbox.replay r
@@ -325,8 +332,7 @@ async fn retry(scene: &Scene) -> Result<()> {
 async fn a_repair_is_refused(flavour: Flavour) -> Result<()> {
     let scene = Scene::start(flavour).await?;
     let oracle = Oracle::new();
-    let retain = "update pillarbox.settings set retention = '1 hour'";
-    scene.postgres.execute(retain).await?;
+    retain(&scene).await?;
     publish(&scene, &oracle, 20, |n| n == 7).await?;
     assert_eq!(drained(&scene, &oracle).await?.delivered, 20);
     let lose = format!("TRUNCATE TABLE {TABLE}");
@@ -354,9 +360,7 @@ async fn a_repair_is_refused(flavour: Flavour) -> Result<()> {
     assert_eq!((proof.rows, &*proof.findings), (19, &[][..]));
     balances(&scene).await?;
     accept_poison(&scene).await?;
-    let replay = "insert into pillarbox.replay (sink, kind, parent)
-                  select sink, 'replay', number from pillarbox.batch where kind = 'window'";
-    scene.postgres.execute(replay).await?;
+    replay(&scene, "window").await?;
     scene.drain_with(&VARIABLES).await?;
     assert_eq!((scene.count().await?, scene.dead().await?.len()), (38, 1));
     retry(&scene).await?;
@@ -428,14 +432,13 @@ async fn retried(flavour: Flavour) -> Result<()> {
     let oracle = Oracle::new();
     publish(&scene, &oracle, 60, |n| n % 20 == 7).await?;
     assert_eq!(drained(&scene, &oracle).await?.dead, 3);
-    let request = "update pillarbox.dead_letter set state = 'requested' where state = 'dead'";
-    scene.postgres.execute(request).await?;
+    retry(&scene).await?;
     // In vain.
     assert_eq!(drained(&scene, &oracle).await?.dead, 3);
     let dead = "select count(*) from pillarbox.dead_letter where state = 'dead'";
     assert_eq!(scene.number(dead).await?, 3);
     accept_poison(&scene).await?;
-    scene.postgres.execute(request).await?;
+    retry(&scene).await?;
     let verdict = drained(&scene, &oracle).await?;
     assert_eq!((verdict.delivered, verdict.dead), (60, 0));
     let added = format!(

@@ -143,12 +143,17 @@ async fn a_call_dropped_midway_leaves_nothing_after_a_rollback<S: Session>() {
     let mut tx = session.begin().await;
     let event = raw("1");
     let never = std::future::ready(());
+    // Behind this lock no answer comes before the call is dropped.
+    let busy = server.connect_as("postgres").await;
+    let lock = "begin; lock table pillarbox.event in exclusive mode";
+    busy.batch_execute(lock).await.unwrap();
     // The call is polled once, which sends, and then dropped.
     tokio::select! {
         biased;
         _ = publish(&mut tx, &event) => panic!("answered at once"),
         () = never => {}
     }
+    busy.batch_execute("rollback").await.unwrap();
     S::rollback(tx).await;
     let mut tx = session.begin().await;
     publish(&mut tx, &raw("2")).await.unwrap();
