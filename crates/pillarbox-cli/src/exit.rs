@@ -127,7 +127,9 @@ impl From<&Trouble> for Exit {
     fn from(trouble: &Trouble) -> Self {
         match trouble.reaction {
             _ if trouble.code.is_some_and(|code| WRONG_USER.contains(&code)) => Self::Usage,
-            Reaction::Backoff | Reaction::Slower | Reaction::Halve => Self::Unreachable,
+            Reaction::Backoff | Reaction::Soon | Reaction::Slower | Reaction::Halve => {
+                Self::Unreachable
+            }
             Reaction::Replan | Reaction::Stop => Self::Refused,
         }
     }

@@ -19,6 +19,12 @@ impl Backoff {
         first: Duration::from_millis(100),
         last: Duration::from_secs(30),
     };
+    /// After an attempt that itself waited for the destination, for seconds: what it waited for may come
+    /// at any moment, and a long rest would only miss it.
+    pub const SHORT: Self = Self {
+        first: Duration::from_millis(100),
+        last: Duration::from_secs(2),
+    };
     /// For a destination that says it is overloaded: its merges need seconds, not milliseconds.
     pub const SLOWER: Self = Self {
         first: Duration::from_secs(2),
@@ -42,7 +48,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_wait_keeps_its_bounds(failures in any::<u32>(), chance in -1.0_f64..2.0) {
-            for backoff in [Backoff::USUAL, Backoff::SLOWER] {
+            for backoff in [Backoff::USUAL, Backoff::SHORT, Backoff::SLOWER] {
                 let wait = backoff.wait(failures, chance);
                 prop_assert!(wait <= backoff.last);
                 prop_assert!(failures > 1 || wait <= backoff.first);

@@ -325,6 +325,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     ) -> Result<bool, Halt> {
         let backoff = match trouble.reaction {
             Reaction::Backoff => Backoff::USUAL,
+            Reaction::Soon => Backoff::SHORT,
             Reaction::Slower | Reaction::Halve => Backoff::SLOWER,
             Reaction::Replan => return Err(Halt::Replan(trouble)),
             Reaction::Stop => return Err(stopped(trouble)),

@@ -288,6 +288,8 @@ pub struct Trouble {
 pub enum Reaction {
     /// Try again after a backoff.
     Backoff,
+    /// The sink itself waited as long as it may: try again after a short backoff.
+    Soon,
     /// The destination is overloaded: try again after a longer backoff.
     Slower,
     /// The block is too large for the destination: send smaller ones.

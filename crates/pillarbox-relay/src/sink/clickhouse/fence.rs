@@ -168,7 +168,7 @@ async fn end(
                     "{}: an earlier insert into {table} is still running",
                     client.name(replica)
                 ),
-                reaction: Reaction::Backoff,
+                reaction: Reaction::Soon,
                 source: None,
             }));
         }
@@ -216,6 +216,7 @@ async fn catch_up(
                      it fetches from, or look at system.replication_queue there",
                     trouble.reason
                 ),
+                reaction: Reaction::Soon,
                 ..trouble
             }))
         }
