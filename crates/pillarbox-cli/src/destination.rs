@@ -1,10 +1,13 @@
 //! From the configuration to a sink: what to connect to, and what the registry remembers of it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pillarbox_relay::config::{self, Compression, Config, Promise, SINK};
+use pillarbox_relay::config::{self, Column, Compression, Config, Promise, SINK};
+use pillarbox_relay::expression::Expression;
 use pillarbox_relay::sink::clickhouse::{self, ClickHouse, ClickHouseConfig, ClickHousePlan};
-use pillarbox_relay::sink::{OutboxColumn, Sink as _, Trouble};
+use pillarbox_relay::sink::{Sink as _, Trouble};
+use pillarbox_relay::source::postgres::outbox_columns;
 use tokio_postgres::Client;
 
 use crate::exit::{Exit, Failure};
@@ -21,6 +24,8 @@ pub(crate) struct Destination {
     pub(crate) sink: ClickHouse,
     /// The sink's configuration, its addresses without user and password, for statements that are only printed.
     pub(crate) config: ClickHouseConfig,
+    /// Columns that are computed while events are read.
+    pub(crate) expressions: BTreeMap<String, Expression>,
 }
 
 impl Destination {
@@ -82,12 +87,13 @@ impl Destination {
             insert_timeout: sink.insert_timeout.0,
             query_timeout: QUERY_TIMEOUT,
             at_least_once_allowed: sink.guarantee == Promise::AtLeastOnce,
-            expression_columns: Vec::new(),
+            redacted: sink.redact.iter().cloned().map(Into::into).collect(),
         };
         Ok(Self {
             name: name.to_owned(),
             sink: ClickHouse::new(config.clone())?,
             config,
+            expressions: expressions(name, &sink.columns)?,
         })
     }
 
@@ -103,7 +109,7 @@ impl Destination {
 
     /// Runs the preflight against the outbox of this session.
     pub(crate) async fn prepare(&self, outbox: &Client) -> Result<ClickHousePlan, Failure> {
-        let columns = outbox_columns(outbox).await?;
+        let columns = outbox_columns(outbox, &self.expressions).await?;
         let prepared = self.sink.prepare(&columns).await;
         prepared.map_err(|trouble| self.blame(trouble))
     }
@@ -121,15 +127,20 @@ impl Destination {
     }
 }
 
-/// The columns of the outbox, for a preflight without being the active relay.
-pub(crate) async fn outbox_columns(client: &Client) -> Result<Vec<OutboxColumn>, Failure> {
-    const COLUMNS: &str = include_str!("destination/outbox_columns.sql");
-    let rows = client.query(COLUMNS, &[]).await?;
-    let read = |row: &tokio_postgres::Row| OutboxColumn {
-        name: row.get(0),
-        type_oid: row.get(1),
-        type_name: row.get(2),
-        not_null: row.get(3),
-    };
-    Ok(rows.iter().map(read).collect())
+/// Columns that the relay fills by itself.
+const OWN: [&str; 4] = ["slot", "tx", "id", "batch"];
+
+fn expressions(
+    sink: &str,
+    columns: &BTreeMap<String, Column>,
+) -> Result<BTreeMap<String, Expression>, Failure> {
+    if let Some(name) = columns.keys().find(|name| OWN.contains(&name.as_str())) {
+        return Err(Failure::usage(format!(
+            "sinks.{sink}.columns.{name}: the relay fills that column by itself; give it another name"
+        )));
+    }
+    let columns = columns.iter();
+    Ok(columns
+        .map(|(name, column)| (name.clone(), column.clone().into()))
+        .collect())
 }

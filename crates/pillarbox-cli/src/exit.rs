@@ -9,6 +9,7 @@ use pillarbox_relay::config::ConfigError;
 use pillarbox_relay::postgres::ConnectError;
 use pillarbox_relay::schema::SchemaError;
 use pillarbox_relay::sink::{Reaction, Trouble};
+use pillarbox_relay::source::SourceError;
 
 /// What a command tells the shell. `--help` and `docs/cli.md` list the codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +115,17 @@ impl From<SchemaError> for Failure {
             | SchemaError::InUse { .. }
             | SchemaError::Invalid(_) => Self::new(Exit::Refused, error),
         }
+    }
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        let exit = match error {
+            SourceError::Lost(..) => Exit::Unreachable,
+            SourceError::Refused(_) | SourceError::Broken(_) => Exit::Refused,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, error)
     }
 }
 

@@ -286,21 +286,42 @@ impl<E: Encoder> Rows for Builder<E> {
                 self.is_full = true;
                 Ok(Pushed::NoRoom)
             }
-            Err(error) if self.dead_max == 0 => Err(error),
-            Err(_) if self.dead() == self.dead_max => {
-                self.is_full = true;
-                Ok(Pushed::NoRoom)
-            }
-            Err(error) => {
-                self.dead.push(error);
-                self.last = Some(row.at);
-                Ok(Pushed::Taken)
-            }
+            Err(error) => self.set_aside(error),
         }
+    }
+
+    fn refuse(&mut self, error: RowError) -> Result<Pushed, RowError> {
+        if self.without.binary_search(&error.at()).is_ok() {
+            return Ok(Pushed::Skipped);
+        }
+        if self.rows + self.dead() >= self.limits.rows_max {
+            self.is_full = true;
+            return Ok(Pushed::NoRoom);
+        }
+        self.set_aside(error)
+    }
+
+    fn close(&mut self) -> bool {
+        // A batch that sets nothing aside is one that was sealed: it has to be whole.
+        self.is_full = self.dead_max > 0 && self.last.is_some();
+        self.is_full
     }
 }
 
 impl<E: Encoder> Builder<E> {
+    fn set_aside(&mut self, error: RowError) -> Result<Pushed, RowError> {
+        if self.dead_max == 0 {
+            return Err(error);
+        }
+        if self.dead() == self.dead_max {
+            self.is_full = true;
+            return Ok(Pushed::NoRoom);
+        }
+        self.last = Some(error.at());
+        self.dead.push(error);
+        Ok(Pushed::Taken)
+    }
+
     /// An empty batch.
     pub fn new(encoder: E, limits: Limits) -> Self {
         Self {

@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 pub mod address;
+pub mod computed;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 pub mod listen;
@@ -21,6 +22,7 @@ mod shape;
 mod tests;
 
 pub use address::{Address, Urls};
+pub use computed::{Column, RedactedPath};
 pub use listen::Listen;
 pub use quantity::{ByteSize, Period};
 
@@ -158,6 +160,10 @@ pub struct Sink {
     pub guarantee: Promise,
     /// How long a server may take to answer an insert before its outcome counts as unknown.
     pub insert_timeout: Period,
+    /// Columns that are computed while events are read, by name.
+    pub columns: BTreeMap<String, Column>,
+    /// Values of `event_context` that do not leave, by their place in it.
+    pub redact: Vec<RedactedPath>,
 }
 
 impl Default for Sink {
@@ -172,6 +178,8 @@ impl Default for Sink {
             compression: Compression::Lz4,
             guarantee: Promise::ExactlyOnce,
             insert_timeout: Period(Duration::from_secs(300)),
+            columns: BTreeMap::new(),
+            redact: Vec::new(),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod batch;
 pub mod clock;
 pub mod config;
+pub mod expression;
 pub mod failpoint;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -15,6 +16,7 @@ pub mod metric;
 pub mod postgres;
 pub mod pulse;
 pub mod recover;
+pub mod redaction;
 pub mod relay;
 pub mod schema;
 pub mod sink;

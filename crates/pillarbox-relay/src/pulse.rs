@@ -231,11 +231,10 @@ impl Pulse {
         now - self.state().progress
     }
 
-    /// The sink cannot be planned yet. Why it was stopped before that stays the better reason.
-    pub(crate) fn not_ready(&self, reason: &str, now: Instant) {
+    /// Nothing can be sealed yet. Why it was stopped before that stays the better reason.
+    pub(crate) fn not_ready(&self, reason: String, now: Instant) {
         let mut state = self.state();
         if state.role == Role::Active {
-            let reason = format!("the sink is not ready yet: {reason}");
             state.become_role(Role::Active, Some(reason), now);
         }
     }

@@ -31,6 +31,7 @@ mod halt;
 mod options;
 mod planning;
 mod pressure;
+mod reading;
 mod requests;
 mod sealing;
 
@@ -296,18 +297,21 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 // `None` is polled only after an end, which clears the branch below.
                 Some((sealing, prepared)) = &mut preparing => {
                     preparing.set(None.into());
-                    match prepared? {
-                        Some(prepared) => {
+                    let ended = match prepared {
+                        Ok(Some(prepared)) => {
                             deliveries.push(self.deliver(tenure, prepared));
                             idle = Some(sealing);
+                            continue;
                         }
-                        None => {
-                            while let Some(settled) = deliveries.next().await {
-                                settled?;
-                            }
-                            return Ok(());
-                        }
+                        Ok(None) => Ok(()),
+                        // What is in flight was encoded for the sink as it was.
+                        Err(replan @ Halt::Replan(_)) => Err(replan),
+                        Err(halt) => return Err(halt),
+                    };
+                    while let Some(settled) = deliveries.next().await {
+                        settled?;
                     }
+                    return ended;
                 }
                 else => return Ok(()),
             }

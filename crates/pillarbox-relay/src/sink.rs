@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::batch::{Batch, EncodedBlock, Row};
+use crate::expression::Expression;
+use crate::snapshot::Cut;
 
 /// A destination of events. Dropping a future of it is safe: an insert cut short is *unknown*.
 pub trait Sink: Send + Sync + 'static {
@@ -30,6 +32,14 @@ pub trait Sink: Send + Sync + 'static {
         &self,
         outbox: &[OutboxColumn],
     ) -> impl Future<Output = Result<Self::Plan, Trouble>> + Send;
+
+    /// Whether the destination still has the columns for which the plan was made. One that cannot be
+    /// asked has: `deliver` will tell what is wrong with it. Asked before each batch, so it must be
+    /// cheap.
+    fn is_current(&self, plan: &Self::Plan) -> impl Future<Output = bool> + Send {
+        let _ = plan;
+        std::future::ready(true)
+    }
 
     /// Sends one block as one insert and says what became of it.
     fn deliver(
@@ -147,7 +157,17 @@ pub struct RowError {
     pub reason: String,
 }
 
-/// A column of the outbox.
+impl RowError {
+    /// Where the event stands.
+    pub fn at(&self) -> Cut {
+        Cut {
+            tx: self.tx,
+            id: self.id,
+        }
+    }
+}
+
+/// A column of the outbox, or an expression over its columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxColumn {
     /// Its name.
@@ -158,6 +178,8 @@ pub struct OutboxColumn {
     pub type_name: String,
     /// Whether it is declared not null.
     pub not_null: bool,
+    /// How it is computed, where the outbox does not hold it.
+    pub expression: Option<Expression>,
 }
 
 /// One block of a sealed batch.
@@ -208,6 +230,9 @@ impl Attempt {
 pub struct Terms {
     /// The columns that its digest covers, in their order.
     pub proven: Vec<String>,
+    /// The types that the destination had for them; none for a batch of an earlier build.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub types: Vec<String>,
     /// For how long the destination remembered tokens.
     pub token_window: TokenWindow,
 }

@@ -48,7 +48,7 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
     /// Where the ledger stands, and what is sealed but not confirmed, in ascending order.
     fn standing(&self) -> impl Future<Output = Result<Standing, SourceError>> + Send;
 
-    /// The columns of the outbox.
+    /// The columns of the outbox, and what the configuration computes from them.
     fn outbox_columns(&self)
     -> impl Future<Output = Result<Vec<OutboxColumn>, SourceError>> + Send;
 
@@ -154,6 +154,19 @@ pub trait Rows: Send {
     /// # Errors
     /// When the sink cannot represent the row.
     fn push(&mut self, row: &Row<'_>) -> Result<Pushed, RowError>;
+
+    /// Takes notice of a row of which a value cannot be read.
+    ///
+    /// # Errors
+    /// When it cannot be set aside.
+    fn refuse(&mut self, error: RowError) -> Result<Pushed, RowError> {
+        Err(error)
+    }
+
+    /// Takes no further row; returns whether it can do without those that follow.
+    fn close(&mut self) -> bool {
+        false
+    }
 }
 
 /// What the ledger says about a sink.
@@ -344,4 +357,7 @@ pub enum SourceError {
     /// The sink cannot represent a row.
     #[error(transparent)]
     Row(#[from] RowError),
+    /// A value of the next row is not there yet: read again later.
+    #[error("{0}")]
+    Awaited(RowError),
 }

@@ -1,28 +1,19 @@
 //! `verify` as the oracle's other half: what the ledger says is in the sink, against what is (INV-13).
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, ensure};
 use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHousePlan};
-use pillarbox_relay::sink::{OutboxColumn, Sink as _, Trouble};
+use pillarbox_relay::sink::{Sink as _, Trouble};
+use pillarbox_relay::source::postgres::outbox_columns;
 use pillarbox_relay::verify::{self, Proof, Scope};
 use tokio_postgres::Client;
 
-/// The columns of the outbox, as a relay reads them.
-pub async fn outbox_columns(client: &Client) -> Result<Vec<OutboxColumn>> {
-    const COLUMNS: &str =
-        include_str!("../../pillarbox-relay/src/source/postgres/sql/outbox_columns.sql");
-    let rows = client.query(COLUMNS, &[]).await?;
-    let column = |row: &tokio_postgres::Row| OutboxColumn {
-        name: row.get(0),
-        type_oid: row.get(1),
-        type_name: row.get(2),
-        not_null: row.get(3),
-    };
-    Ok(rows.iter().map(column).collect())
-}
-
 /// What the preflight of a relay would find.
 pub async fn plan(client: &Client, sink: &ClickHouse) -> Result<ClickHousePlan> {
-    let planned = sink.prepare(&outbox_columns(client).await?).await;
+    let planned = sink
+        .prepare(&outbox_columns(client, &BTreeMap::new()).await?)
+        .await;
     planned.map_err(refused)
 }
 

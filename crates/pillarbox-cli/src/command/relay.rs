@@ -217,8 +217,14 @@ impl Start {
     ) -> Self {
         let fingerprint = destination.fingerprint();
         let address = destination.config.urls.join(", ");
-        let Destination { name, sink, .. } = destination;
-        let source = PostgresSource::new(target.clone(), &name, relay.takeover_after.0);
+        let Destination {
+            name,
+            sink,
+            expressions,
+            ..
+        } = destination;
+        let source = PostgresSource::new(target.clone(), &name, relay.takeover_after.0)
+            .computing(expressions);
         let options = options(&name, relay);
         Self {
             sink: name,

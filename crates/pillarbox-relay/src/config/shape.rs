@@ -38,6 +38,8 @@ pub(super) const SINK_KEYS: &[&str] = &[
     "compression",
     "guarantee",
     "insert_timeout",
+    "columns",
+    "redact",
 ];
 
 const PREFIX: &str = "PILLARBOX_";

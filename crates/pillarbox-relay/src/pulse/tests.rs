@@ -88,7 +88,7 @@ fn readiness_follows_the_plan_the_stop_and_the_loss_of_the_session() {
     let reason = |pulse: &Pulse| pulse.vitals(now).reason.unwrap_or_default();
     pulse.took_over(now);
     assert!(!pulse.vitals(now).is_ready);
-    pulse.not_ready("connection refused", now);
+    pulse.not_ready("connection refused".to_owned(), now);
     assert!(reason(&pulse).contains("connection refused"));
     pulse.planned(Guarantee::Lookup);
     pulse.standing(&[], now);
@@ -97,7 +97,7 @@ fn readiness_follows_the_plan_the_stop_and_the_loss_of_the_session() {
     assert_eq!(vitals.guarantee, Some(Guarantee::Lookup));
 
     pulse.stopped("the table is gone", now);
-    pulse.not_ready("connection refused", now);
+    pulse.not_ready("connection refused".to_owned(), now);
     let vitals = pulse.vitals(now);
     assert_eq!((vitals.role, vitals.is_ready), (Role::Stopped, false));
     assert!(reason(&pulse).contains("the table is gone"));

@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::delivering::Sent;
 use super::family::{Family, State};
-use super::sealing::{EncoderOf, Prepared, Reading};
+use super::reading::Reading;
+use super::sealing::{EncoderOf, Prepared};
 use super::{Halt, Relay, Tenure};
 use crate::batch::{Batch, Block, Builder, Kind, Limits, Row, Selection, sink_value};
 use crate::clock::Clock;
@@ -243,5 +244,13 @@ impl<E: crate::sink::Encoder> Rows for Finder<E> {
             return Ok(Pushed::NoRoom);
         }
         Ok(pushed)
+    }
+
+    fn refuse(&mut self, error: RowError) -> Result<Pushed, RowError> {
+        self.builder.refuse(error)
+    }
+
+    fn close(&mut self) -> bool {
+        self.builder.close()
     }
 }

@@ -35,7 +35,9 @@ impl From<SourceError> for Halt {
     fn from(error: SourceError) -> Self {
         match error {
             SourceError::Broken(reason) => Self::Stopped(reason, None),
-            SourceError::Row(error) => Self::Stopped(error.to_string(), None),
+            SourceError::Row(error) | SourceError::Awaited(error) => {
+                Self::Stopped(error.to_string(), None)
+            }
             SourceError::Changed => Self::Replan(Trouble {
                 code: None,
                 reason: error.to_string(),

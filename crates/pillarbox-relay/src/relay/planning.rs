@@ -46,11 +46,29 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 error = &trouble as &dyn std::error::Error,
                 "the sink is not ready yet"
             );
-            self.pulse.not_ready(&trouble.reason, self.clock.now());
+            let reason = format!("the sink is not ready yet: {}", trouble.reason);
+            self.pulse.not_ready(reason, self.clock.now());
             if self.bear(mode, trouble, failures, began, stop).await? {
                 return Ok(None);
             }
         }
+    }
+
+    /// Ends a plan that the destination's columns have left behind. Asked between a snapshot and its
+    /// read, so that an event that was published after a column was added arrives with it.
+    pub(super) async fn plan_is_current(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+    ) -> Result<(), Halt> {
+        if self.sink.is_current(&tenure.plan).await {
+            return Ok(());
+        }
+        Err(Halt::Replan(Trouble {
+            code: None,
+            reason: "the columns of the sink changed".to_owned(),
+            reaction: Reaction::Replan,
+            source: None,
+        }))
     }
 
     /// Whether the sink or the outbox would now be planned otherwise than this tenure did.

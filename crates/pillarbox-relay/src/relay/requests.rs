@@ -1,6 +1,7 @@
 //! What people want to be delivered again: dead letters, and whole batches.
 
-use super::sealing::{EncoderOf, Prepared, Reading, Sketch};
+use super::reading::Reading;
+use super::sealing::{EncoderOf, Prepared, Sketch};
 use super::{Halt, Relay, Tenure};
 use crate::batch::{Builder, Kind, Limits, Row, Selection, Store};
 use crate::clock::Clock;
@@ -211,5 +212,18 @@ impl<E: Encoder> Rows for Taker<E> {
             self.taken.push(row.at);
         }
         Ok(pushed)
+    }
+
+    fn refuse(&mut self, error: RowError) -> Result<Pushed, RowError> {
+        let at = error.at();
+        let pushed = self.builder.refuse(error)?;
+        if pushed == Pushed::Taken {
+            self.taken.push(at);
+        }
+        Ok(pushed)
+    }
+
+    fn close(&mut self) -> bool {
+        self.builder.close()
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::family::{Family, drift};
+use super::reading::Reading;
 use super::requests::Wish;
 use super::{Halt, Mode, Relay, Tenure};
 use crate::batch::{
@@ -15,7 +16,7 @@ use crate::batch::{
 };
 use crate::clock::Clock;
 use crate::sink::{Doubt, Plan, RowError, Sink, Terms};
-use crate::snapshot::{Cut, Position, Snapshot, Span};
+use crate::snapshot::{Position, Snapshot, Span};
 use crate::source::{
     DeadLetter, Ending, Outcome, Record, Session, Source, SourceError, Standing, Unfinished,
 };
@@ -57,17 +58,6 @@ pub(super) struct Prepared {
     pub(super) doubt: Doubt,
     pub(super) prepared_at: Instant,
     pub(super) blocks_before: u64,
-}
-
-/// What to read and encode.
-pub(super) struct Reading<'a> {
-    pub(super) span: &'a Span,
-    pub(super) selection: &'a Selection,
-    pub(super) limits: Limits,
-    /// Rows to set aside at most; with 0, one that the sink cannot represent is an error.
-    pub(super) dead_max: u64,
-    /// On what the batch was sealed, where it was.
-    pub(super) terms: Option<&'a Terms>,
 }
 
 /// What a batch is, before it has a number.
@@ -150,6 +140,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         }
         loop {
             let next = self.await_next(tenure, sealing).await?;
+            if !matches!(next, Next::Nothing) {
+                self.plan_is_current(tenure).await?;
+            }
             sealing.has_answered = matches!(next, Next::Request);
             let prepared = match next {
                 Next::Window(now) => self.seal_window(tenure, sealing, now).await?,
@@ -425,38 +418,6 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         Ok(self.prepared(batch, draft.blocks, true, doubt))
     }
 
-    pub(super) async fn read(
-        &self,
-        tenure: &Tenure<'_, S::Session, K::Plan>,
-        reading: Reading<'_>,
-    ) -> Result<Builder<EncoderOf<K>>, Halt> {
-        let Reading {
-            span,
-            selection,
-            limits,
-            dead_max,
-            terms,
-        } = reading;
-        let encoder = tenure.plan.encoder(selection.only.as_deref(), terms);
-        let mut builder = Builder::new(encoder, limits)
-            .without(&selection.without)
-            .setting_aside(dead_max);
-        let columns = tenure.plan.columns();
-        // Rows that are left out count for the source, too.
-        let is_whole = selection.only.is_none() && selection.without.is_empty();
-        let rows_max = if is_whole { limits.rows_max } else { u64::MAX };
-        tenure
-            .session
-            .read_selected(span, selection, columns, rows_max, &mut builder)
-            .await?;
-        Ok(builder)
-    }
-
-    /// Rows that are set aside from one batch: one more than is borne, which shows that it is too many.
-    pub(super) fn dead_max(&self) -> u64 {
-        self.options.poison.rows_max.saturating_add(1)
-    }
-
     pub(super) fn prepared(
         &self,
         batch: Batch,
@@ -489,10 +450,7 @@ fn gone(batch: &Batch, columns: &[String]) -> Option<SourceError> {
 fn unrepresentable(number: i64, error: &RowError) -> DeadLetter {
     DeadLetter {
         number,
-        at: Cut {
-            tx: error.tx,
-            id: error.id,
-        },
+        at: error.at(),
         code: None,
         column: Some(error.column.clone()),
         reason: error.reason.clone(),

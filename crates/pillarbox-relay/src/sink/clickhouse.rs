@@ -12,6 +12,7 @@ mod column;
 mod config;
 mod connector;
 mod create;
+mod decimal;
 mod digest;
 mod doubts;
 mod events;
@@ -35,6 +36,7 @@ mod surplus;
 mod table;
 #[cfg(test)]
 mod tests;
+mod value;
 mod verdict;
 
 use std::collections::HashSet;
@@ -236,6 +238,10 @@ impl Sink for ClickHouse {
 
     async fn prepare(&self, outbox: &[OutboxColumn]) -> Result<ClickHousePlan, Trouble> {
         preflight::plan(&self.client, &self.config, outbox).await
+    }
+
+    async fn is_current(&self, plan: &ClickHousePlan) -> bool {
+        preflight::is_current(&self.client, &self.config, plan).await
     }
 
     async fn deliver(

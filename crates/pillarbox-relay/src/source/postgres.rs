@@ -1,14 +1,15 @@
 //! The source on a real server: one session holds the sink's lock and writes the ledger, a second
 //! reads events, a third tends the ring. They are opened together and dropped together.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use tokio_postgres::Config;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Config, Row as SqlRow};
 use uuid::Uuid;
 
 use super::{
@@ -16,6 +17,7 @@ use super::{
     Switches,
 };
 use crate::batch::Selection;
+use crate::expression::Expression;
 use crate::failpoint::step;
 use crate::identity::{Identity, identify};
 use crate::postgres::{self, Session};
@@ -26,20 +28,23 @@ use crate::snapshot::{Position, Span};
 use holder::{Holder, Watch};
 
 mod copy;
+mod failed;
+mod gate;
 #[cfg(feature = "fuzzing")]
 pub(crate) use copy::fuzzing;
 pub(crate) mod holder;
 mod ledger;
+mod outbox;
 mod read;
 mod ring;
 mod statement;
 
+pub use outbox::outbox_columns;
+use outbox::{COLUMNS, Outbox, column};
 use statement::{begin, in_time, lost, query_one, timed};
 
 /// How long a statement on the ledger may take; longer means that the session is as good as lost.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
-
-const COLUMNS: &str = include_str!("postgres/sql/outbox_columns.sql");
 
 /// A session that is at work is never ended for its silence: it beats every second, and waits no longer
 /// than this for a statement.
@@ -58,6 +63,7 @@ const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
 pub struct PostgresSource {
     config: Config,
     sink: String,
+    expressions: BTreeMap<String, Expression>,
     relay: String,
     takeover_after: Duration,
     /// Outlasts the sessions of a stand-by.
@@ -73,9 +79,19 @@ impl PostgresSource {
         Self {
             config,
             sink: sink.to_owned(),
+            expressions: BTreeMap::new(),
             relay,
             takeover_after,
             watch: Arc::default(),
+        }
+    }
+
+    /// Has these columns of the sink computed while events are read.
+    #[must_use]
+    pub fn computing(self, expressions: BTreeMap<String, Expression>) -> Self {
+        Self {
+            expressions,
+            ..self
         }
     }
 
@@ -237,7 +253,7 @@ impl Source for PostgresSource {
             backend,
             control: Mutex::new(control),
             reader: Mutex::new(Some(reader)),
-            columns: Mutex::default(),
+            outbox: Mutex::default(),
             ring: Mutex::new(ring::Ring::new(ring)),
             holds_ring: AtomicBool::new(false),
         }))
@@ -254,7 +270,7 @@ pub struct PostgresSession {
     control: Mutex<Session>,
     reader: Mutex<Option<Session>>,
     /// The columns of the outbox that were told last, for which plans were made.
-    columns: Mutex<Option<Vec<OutboxColumn>>>,
+    outbox: Mutex<Option<Outbox>>,
     ring: Mutex<ring::Ring>,
     /// Whether `control` keeps leaves from being emptied, from finding a replay to sealing it.
     holds_ring: AtomicBool,
@@ -301,10 +317,10 @@ impl Tenure for PostgresSession {
 
     async fn outbox_columns(&self) -> Result<Vec<OutboxColumn>, SourceError> {
         let control = self.control.lock().await;
-        let rows = in_time(control.client().query(COLUMNS, &[])).await?;
-        let columns: Vec<OutboxColumn> = rows.iter().map(column).collect();
-        *self.columns.lock().await = Some(columns.clone());
-        Ok(columns)
+        let outbox = Outbox::ask(control.client(), &self.source.expressions).await?;
+        let given = outbox.given.clone();
+        *self.outbox.lock().await = Some(outbox);
+        Ok(given)
     }
 
     async fn probe(&self, position: &Position) -> Result<Probe, SourceError> {
@@ -334,13 +350,13 @@ impl Tenure for PostgresSession {
             Some(reader) => reader,
             None => self.source.open().await?,
         };
-        let planned = self.columns.lock().await.clone();
+        let planned = self.outbox.lock().await.clone();
         let reading = read::Reading {
             sink: self.sink,
             span,
             selection,
             columns,
-            outbox: planned.as_deref(),
+            outbox: planned.as_ref(),
             rows_max,
         };
         if read::read(&mut reader, &reading, into).await? {
@@ -475,15 +491,6 @@ impl Tenure for PostgresSession {
 /// Whether the record is one outcome and nothing else, which needs no transaction of its own.
 fn is_outcome(record: &Record<'_>) -> bool {
     record.batches.is_empty() && record.dead.is_empty() && record.settled_retry.is_none()
-}
-
-fn column(row: &SqlRow) -> OutboxColumn {
-    OutboxColumn {
-        name: row.get(0),
-        type_oid: row.get(1),
-        type_name: row.get(2),
-        not_null: row.get(3),
-    }
 }
 
 fn micros(count: i64) -> Duration {

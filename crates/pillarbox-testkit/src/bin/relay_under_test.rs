@@ -4,6 +4,7 @@
 //! works on; `FREEZE_AT` names one at which it stops as by `kill -STOP`. Exits with 0 after a clean stop or a whole drain. Where `COUNTS` names a file, each
 //! increment of a counter is a line of it, which outlives a kill.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -14,6 +15,8 @@ use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Reco
 use metrics::{SharedString, Unit};
 use pillarbox_relay::batch::Limits;
 use pillarbox_relay::clock::SystemClock;
+use pillarbox_relay::config::Column;
+use pillarbox_relay::expression::Expression;
 use pillarbox_relay::postgres::parse_url;
 use pillarbox_relay::recover::{Destination, Doubtful, Recovery};
 use pillarbox_relay::relay::{Options, Poison, Relay};
@@ -41,7 +44,8 @@ async fn main() -> Result<()> {
     }
     let takeover_after = Duration::from_millis(number("TAKEOVER_MS", 15_000)?);
     let postgres = parse_url(&variable("DATABASE_URL")?)?;
-    let source = PostgresSource::new(postgres.clone(), &variable("SINK")?, takeover_after);
+    let source = PostgresSource::new(postgres.clone(), &variable("SINK")?, takeover_after)
+        .computing(expressions()?);
     let mut sink = ClickHouseConfig::new(
         variable("CLICKHOUSE_URL")?,
         variable("CLICKHOUSE_DATABASE")?,
@@ -52,8 +56,9 @@ async fn main() -> Result<()> {
     sink.insert_timeout = Duration::from_millis(number("INSERT_TIMEOUT_MS", 10_000)?);
     sink.query_timeout = Duration::from_millis(number("QUERY_TIMEOUT_MS", 60_000)?);
     sink.at_least_once_allowed = number("AT_LEAST_ONCE", 0)? == 1;
-    if let Ok(names) = std::env::var("EXPRESSION_COLUMNS") {
-        sink.expression_columns = names.split(',').map(str::to_owned).collect();
+    if let Ok(paths) = std::env::var("REDACT") {
+        let path = |path: &str| path.split('.').map(str::to_owned).collect();
+        sink.redacted = paths.split(',').map(path).collect();
     }
     let options = Options {
         limits: Limits {
@@ -87,6 +92,18 @@ async fn main() -> Result<()> {
         relay.run(&stop).await?;
     }
     Ok(())
+}
+
+/// What `EXPRESSIONS` says, as JSON: by column, what `pillarbox.toml` says of it.
+fn expressions() -> Result<BTreeMap<String, Expression>> {
+    let Ok(columns) = std::env::var("EXPRESSIONS") else {
+        return Ok(BTreeMap::new());
+    };
+    let columns: BTreeMap<String, Column> = serde_json::from_str(&columns)?;
+    Ok(columns
+        .into_iter()
+        .map(|(name, column)| (name, column.into()))
+        .collect())
 }
 
 /// Stops the process where it first comes to a step; it goes on from there after SIGCONT.

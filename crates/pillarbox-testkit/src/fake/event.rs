@@ -43,6 +43,7 @@ pub fn outbox_columns() -> Vec<OutboxColumn> {
         type_oid,
         type_name: type_name.to_owned(),
         not_null,
+        expression: None,
     };
     COLUMNS.into_iter().map(column).collect()
 }

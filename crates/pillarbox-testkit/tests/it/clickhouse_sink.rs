@@ -75,6 +75,7 @@ pub(crate) fn outbox() -> Vec<OutboxColumn> {
         type_oid,
         type_name: type_name.to_owned(),
         not_null,
+        expression: None,
     };
     vec![
         column("slot", 21, "smallint", true),

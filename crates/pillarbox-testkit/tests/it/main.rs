@@ -7,6 +7,7 @@ mod chaos_on_servers;
 mod clickhouse_current;
 mod clickhouse_servers;
 mod clickhouse_sink;
+mod columns;
 mod conformance_clickhouse;
 mod conformance_fakes;
 mod conformance_postgres;

@@ -6,14 +6,15 @@ mod lost_seconds;
 mod moved;
 mod sinks;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use pillarbox_relay::postgres::parse_url;
 use pillarbox_relay::recover::{Destination, Doubtful, Findings, RecoverError, Recovery};
+use pillarbox_relay::sink::Sink as _;
 use pillarbox_relay::sink::clickhouse::{ClickHouse as Sink, ClickHousePlan};
-use pillarbox_relay::sink::{OutboxColumn, Sink as _};
+use pillarbox_relay::source::postgres::outbox_columns;
 use pillarbox_testkit::oracle::{Oracle, Precision, Verdict, read_clickhouse};
 use pillarbox_testkit::servers::{ClickHouse, Flavour, Postgres};
 use uuid::Uuid;
@@ -28,19 +29,8 @@ async fn own_server() -> Result<Postgres> {
 
 /// What the outbox of a server looks like to a sink.
 async fn plan(postgres: &Postgres, sink: &Sink) -> Result<ClickHousePlan> {
-    let columns = "select a.attname::text, a.atttypid::oid, a.atttypid::regtype::text, a.attnotnull
-                   from pg_attribute a where a.attrelid = 'pillarbox.event'::regclass
-                   and a.attnum > 0 and not a.attisdropped order by a.attnum";
-    let columns = postgres.query(columns, &[]).await?;
-    let columns: Vec<OutboxColumn> = columns
-        .iter()
-        .map(|row| OutboxColumn {
-            name: row.get(0),
-            type_oid: row.get(1),
-            type_name: row.get(2),
-            not_null: row.get(3),
-        })
-        .collect();
+    let client = postgres.connect().await?;
+    let columns = outbox_columns(&client, &BTreeMap::new()).await?;
     Ok(sink.prepare(&columns).await?)
 }
 

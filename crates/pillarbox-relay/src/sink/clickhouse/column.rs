@@ -1,21 +1,12 @@
-//! Types of sink columns, and how a PostgreSQL value becomes one of them. Pure.
-//!
-//! Times finer than the sink's precision are cut towards the past, so that an event never moves into
-//! a later second, day or partition than it happened in.
+//! Types of outbox and sink columns, and which of them fit. Pure.
 
-use std::fmt;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
-/// Microseconds from 1970-01-01 to 2000-01-01, PostgreSQL's epoch.
-const PG_EPOCH_US: i64 = 946_684_800_000_000;
-/// Days from 1970-01-01 to 2000-01-01.
-const PG_EPOCH_DAYS: i64 = 10_957;
-/// First day of Date32 and DateTime64, 1900-01-01, as days since 1970.
-const FIRST_DAY: i64 = -25_567;
-/// Last day of Date32 and DateTime64, 2299-12-31, as days since 1970.
-const LAST_DAY: i64 = 120_529;
-const DAY_S: i64 = 86_400;
+/// Digits of the widest Decimal.
+const PRECISION_MAX: u32 = 76;
 
 /// What a PostgreSQL column holds, as far as this sink tells types apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +22,9 @@ pub(super) enum Given {
     Timestamp,
     Date,
     Uuid,
+    Numeric,
+    Inet,
+    TextArray,
 }
 
 impl Given {
@@ -44,10 +38,15 @@ impl Given {
             21 => Self::Int2,
             23 => Self::Int4,
             700 => Self::Float4,
+            // cidr, inet.
+            650 | 869 => Self::Inet,
             701 => Self::Float8,
+            // name[], text[], bpchar[], varchar[].
+            1003 | 1009 | 1014 | 1015 => Self::TextArray,
             1082 => Self::Date,
             // timestamp without time zone is taken as UTC.
             1114 | 1184 => Self::Timestamp,
+            1700 => Self::Numeric,
             2950 => Self::Uuid,
             3802 => Self::Jsonb,
             _ => return None,
@@ -59,14 +58,37 @@ impl Given {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     String,
-    Int { bits: u32, signed: bool },
+    /// Bytes, filled up with zeros.
+    FixedString(usize),
+    Enum {
+        is_wide: bool,
+        names: Arc<BTreeMap<Vec<u8>, i16>>,
+    },
+    Decimal {
+        precision: u32,
+        scale: u32,
+    },
+    Ipv4,
+    Ipv6,
+    /// Written as text, which the server parses.
+    Json,
+    /// Of String.
+    Array {
+        has_nulls: bool,
+    },
+    Int {
+        bits: u32,
+        signed: bool,
+    },
     Float32,
     Float64,
     Bool,
     Date,
     Date32,
     DateTime,
-    DateTime64 { precision: u32 },
+    DateTime64 {
+        precision: u32,
+    },
     Uuid,
 }
 
@@ -90,13 +112,24 @@ impl ColumnType {
             None => (plain, false),
         };
         let (kind, zone) = parse_base(base)?;
-        let wire = plain.to_owned();
+        if nullable && matches!(kind, Kind::Array { .. }) {
+            return None;
+        }
+        let wire = match kind {
+            Kind::Array { .. } => plain.replace("LowCardinality(String)", "String"),
+            _ => plain.to_owned(),
+        };
         Some(Self {
             kind,
             nullable,
             zone,
             wire,
         })
+    }
+
+    /// The type without `Nullable`.
+    pub(super) fn base(&self) -> &str {
+        inside(&self.wire, "Nullable").unwrap_or(&self.wire)
     }
 
     /// Whether values of `given` can be written into this column at all.
@@ -111,6 +144,13 @@ impl ColumnType {
             Kind::Date | Kind::Date32 => given == G::Date,
             Kind::DateTime | Kind::DateTime64 { .. } => matches!(given, G::Timestamp | G::Date),
             Kind::Uuid => given == G::Uuid,
+            Kind::FixedString(_) | Kind::Enum { .. } => given == G::Text,
+            Kind::Decimal { .. } => {
+                matches!(given, G::Numeric | G::Int2 | G::Int4 | G::Int8)
+            }
+            Kind::Ipv4 | Kind::Ipv6 => given == G::Inet,
+            Kind::Json => matches!(given, G::Text | G::Jsonb),
+            Kind::Array { .. } => given == G::TextArray,
         }
     }
 }
@@ -142,7 +182,78 @@ fn parse_base(name: &str) -> Option<(Kind, Option<TimeZone>)> {
         "Date32" => plain(Kind::Date32),
         "DateTime" => plain(Kind::DateTime),
         "UUID" => plain(Kind::Uuid),
-        _ => parse_time(name),
+        "IPv4" => plain(Kind::Ipv4),
+        "IPv6" => plain(Kind::Ipv6),
+        "JSON" => plain(Kind::Json),
+        _ if inside(name, "JSON").is_some() => plain(Kind::Json),
+        _ => parse_time(name).or_else(|| plain(parse_with_arguments(name)?)),
+    }
+}
+
+fn parse_with_arguments(name: &str) -> Option<Kind> {
+    if let Some(length) = inside(name, "FixedString") {
+        return length.parse().ok().map(Kind::FixedString);
+    }
+    if let Some(arguments) = inside(name, "Decimal") {
+        let (precision, scale) = arguments.split_once(',')?;
+        let (precision, scale) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
+        let is_known = (1..=PRECISION_MAX).contains(&precision) && scale <= precision;
+        return is_known.then_some(Kind::Decimal { precision, scale });
+    }
+    if let Some(of) = inside(name, "Array") {
+        let of = inside(of, "LowCardinality").unwrap_or(of);
+        return match of {
+            "String" => Some(Kind::Array { has_nulls: false }),
+            "Nullable(String)" => Some(Kind::Array { has_nulls: true }),
+            _ => None,
+        };
+    }
+    let (is_wide, names) = match (inside(name, "Enum8"), inside(name, "Enum16")) {
+        (Some(names), _) => (false, names),
+        (None, Some(names)) => (true, names),
+        (None, None) => return None,
+    };
+    let names = Arc::new(parse_names(names)?);
+    Some(Kind::Enum { is_wide, names })
+}
+
+/// `'a' = 1, 'b' = 2`, as the server shows the values of an Enum: with `\\` and `\'` in names.
+fn parse_names(mut rest: &str) -> Option<BTreeMap<Vec<u8>, i16>> {
+    let mut names = BTreeMap::new();
+    loop {
+        let quoted = rest.strip_prefix('\'')?;
+        let mut name = String::new();
+        let mut characters = quoted.char_indices();
+        let end = loop {
+            match characters.next()? {
+                (at, '\'') => break at,
+                (_, '\\') => name.push(unescaped(characters.next()?.1)),
+                (_, character) => name.push(character),
+            }
+        };
+        let value = quoted.get(end + 1..)?.strip_prefix(" = ")?;
+        let (code, more) = match value.split_once(", ") {
+            Some((code, more)) => (code, Some(more)),
+            None => (value, None),
+        };
+        names.insert(name.into_bytes(), code.parse().ok()?);
+        match more {
+            Some(more) => rest = more,
+            None => return Some(names),
+        }
+    }
+}
+
+/// What a letter behind a backslash stands for in ClickHouse's quoted texts.
+fn unescaped(letter: char) -> char {
+    match letter {
+        'n' => '\n',
+        't' => '\t',
+        'r' => '\r',
+        'b' => '\u{8}',
+        'f' => '\u{c}',
+        '0' => '\0',
+        other => other,
     }
 }
 
@@ -164,167 +275,24 @@ fn zone_of(quoted: &str) -> Option<TimeZone> {
     TimeZone::get(name).ok()
 }
 
-/// A value as a sink column represents it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Value<'a> {
-    Null,
-    Bytes(&'a [u8]),
-    Signed(i64),
-    Unsigned(u64),
-    Float32(f32),
-    Float64(f64),
-    Uuid(uuid::Uuid),
-    /// A UUID in a String column.
-    UuidText(uuid::Uuid),
-}
-
-/// Why a value does not fit, without the value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Misfit {
-    Null,
-    Malformed,
-    Range(&'static str),
-}
-
-impl fmt::Display for Misfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Null => "it is null and the sink's column is not nullable",
-            Self::Malformed => "its bytes are not of the type that the outbox declares",
-            Self::Range(why) => why,
+impl Kind {
+    /// Bytes of a value; `None` when it carries its own length.
+    pub(super) fn width(&self) -> Option<usize> {
+        Some(match self {
+            Self::String | Self::Json | Self::Array { .. } => return None,
+            Self::FixedString(width) => *width,
+            Self::Int { bits, .. } => *bits as usize / 8,
+            Self::Bool | Self::Enum { is_wide: false, .. } => 1,
+            Self::Date | Self::Enum { is_wide: true, .. } => 2,
+            Self::Date32 | Self::DateTime | Self::Float32 | Self::Ipv4 => 4,
+            Self::DateTime64 { .. } | Self::Float64 => 8,
+            Self::Uuid | Self::Ipv6 => 16,
+            Self::Decimal { precision, .. } => match precision {
+                ..=9 => 4,
+                10..=18 => 8,
+                19..=38 => 16,
+                _ => 32,
+            },
         })
-    }
-}
-
-const BEFORE: Misfit = Misfit::Range("it lies before the first time that the sink's type can hold");
-const AFTER: Misfit = Misfit::Range("it lies after the last time that the sink's type can hold");
-const INFINITE: Misfit = Misfit::Range("it is infinite");
-const NEGATIVE: Misfit = Misfit::Range("it is negative and the sink's type is unsigned");
-const TOO_LARGE: Misfit = Misfit::Range("it is too large for the sink's type");
-const TOO_SMALL: Misfit = Misfit::Range("it is too small for the sink's type");
-
-/// Turns a value in PostgreSQL's binary format into one of the sink's column.
-pub(super) fn convert<'a>(
-    given: Given,
-    to: &ColumnType,
-    field: Option<&'a [u8]>,
-) -> Result<Value<'a>, Misfit> {
-    let Some(field) = field else {
-        return if to.nullable {
-            Ok(Value::Null)
-        } else {
-            Err(Misfit::Null)
-        };
-    };
-    match (given, &to.kind) {
-        (Given::Text, _) => Ok(Value::Bytes(field)),
-        (Given::Jsonb, _) => match field {
-            // The first byte is the version of jsonb's binary format.
-            [1, text @ ..] => Ok(Value::Bytes(text)),
-            _ => Err(Misfit::Malformed),
-        },
-        (Given::Uuid, kind) => {
-            let uuid = uuid::Uuid::from_slice(field).map_err(|_| Misfit::Malformed)?;
-            let as_text = *kind == Kind::String;
-            Ok(if as_text {
-                Value::UuidText(uuid)
-            } else {
-                Value::Uuid(uuid)
-            })
-        }
-        (Given::Bool, _) => Ok(Value::Unsigned(u64::from(array::<1>(field)?[0]))),
-        (Given::Int2, kind) => int(i16::from_be_bytes(array(field)?).into(), kind),
-        (Given::Int4, kind) => int(i32::from_be_bytes(array(field)?).into(), kind),
-        (Given::Int8, kind) => int(i64::from_be_bytes(array(field)?), kind),
-        (Given::Float4, Kind::Float32) => Ok(Value::Float32(f32::from_be_bytes(array(field)?))),
-        (Given::Float4, _) => Ok(Value::Float64(f32::from_be_bytes(array(field)?).into())),
-        (Given::Float8, _) => Ok(Value::Float64(f64::from_be_bytes(array(field)?))),
-        (Given::Timestamp, kind) => instant(unix_us(field)?, kind),
-        (Given::Date, kind) => day(unix_days(field)?, kind),
-    }
-}
-
-fn array<const N: usize>(field: &[u8]) -> Result<[u8; N], Misfit> {
-    field.try_into().map_err(|_| Misfit::Malformed)
-}
-
-/// Microseconds since 1970 of a timestamp.
-fn unix_us(field: &[u8]) -> Result<i64, Misfit> {
-    match i64::from_be_bytes(array(field)?) {
-        i64::MIN | i64::MAX => Err(INFINITE),
-        us => us.checked_add(PG_EPOCH_US).ok_or(AFTER),
-    }
-}
-
-/// Days since 1970 of a date.
-fn unix_days(field: &[u8]) -> Result<i64, Misfit> {
-    match i32::from_be_bytes(array(field)?) {
-        i32::MIN | i32::MAX => Err(INFINITE),
-        days => Ok(i64::from(days) + PG_EPOCH_DAYS),
-    }
-}
-
-fn int(value: i64, kind: &Kind) -> Result<Value<'static>, Misfit> {
-    let Kind::Int { bits, signed } = *kind else {
-        return Err(Misfit::Malformed);
-    };
-    if !signed {
-        let value = u64::try_from(value).map_err(|_| NEGATIVE)?;
-        return if value <= u64::MAX >> (64 - bits) {
-            Ok(Value::Unsigned(value))
-        } else {
-            Err(TOO_LARGE)
-        };
-    }
-    let highest = i64::MAX >> (64 - bits);
-    match value {
-        v if v > highest => Err(TOO_LARGE),
-        v if v < -highest - 1 => Err(TOO_SMALL),
-        v => Ok(Value::Signed(v)),
-    }
-}
-
-fn instant(us: i64, kind: &Kind) -> Result<Value<'static>, Misfit> {
-    let Kind::DateTime64 { precision } = *kind else {
-        let seconds = us.div_euclid(1_000_000);
-        return match seconds {
-            ..0 => Err(BEFORE),
-            s if s > i64::from(u32::MAX) => Err(AFTER),
-            s => Ok(Value::Unsigned(s.cast_unsigned())),
-        };
-    };
-    match us.div_euclid(1_000_000 * DAY_S) {
-        ..FIRST_DAY => return Err(BEFORE),
-        days if days > LAST_DAY => return Err(AFTER),
-        _ => {}
-    }
-    let ticks = if precision <= 6 {
-        us.div_euclid(10_i64.pow(6 - precision))
-    } else {
-        let out_of_range = if us < 0 { BEFORE } else { AFTER };
-        us.checked_mul(10_i64.pow(precision - 6))
-            .ok_or(out_of_range)?
-    };
-    Ok(Value::Signed(ticks))
-}
-
-fn day(days: i64, kind: &Kind) -> Result<Value<'static>, Misfit> {
-    match kind {
-        Kind::Date => match days {
-            ..0 => Err(BEFORE),
-            d if d > i64::from(u16::MAX) => Err(AFTER),
-            d => Ok(Value::Unsigned(d.cast_unsigned())),
-        },
-        Kind::Date32 => match days {
-            ..FIRST_DAY => Err(BEFORE),
-            d if d > LAST_DAY => Err(AFTER),
-            d => Ok(Value::Signed(d)),
-        },
-        // A date reaches further than microseconds do.
-        other => {
-            let out_of_range = if days < 0 { BEFORE } else { AFTER };
-            let us = days.checked_mul(DAY_S * 1_000_000).ok_or(out_of_range)?;
-            instant(us, other)
-        }
     }
 }

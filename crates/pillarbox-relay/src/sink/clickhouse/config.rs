@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::redaction::Path;
+
 /// Where the table is and how to reach it.
 #[derive(Clone)]
 pub struct ClickHouseConfig {
@@ -29,9 +31,8 @@ pub struct ClickHouseConfig {
     pub query_timeout: Duration,
     /// Accept a table that cannot keep an insert from being written twice.
     pub at_least_once_allowed: bool,
-    /// Outbox columns that are expressions over the event. The digest leaves them out, because their
-    /// value may differ between two readings of the same event.
-    pub expression_columns: Vec<String>,
+    /// Values of `event_context` that do not leave, by their place in it.
+    pub redacted: Vec<Path>,
 }
 
 /// How inserts are compressed.
@@ -63,7 +64,7 @@ impl ClickHouseConfig {
             insert_timeout: Duration::from_secs(300),
             query_timeout: Duration::from_secs(60),
             at_least_once_allowed: false,
-            expression_columns: Vec::new(),
+            redacted: Vec::new(),
         }
     }
 }
@@ -81,7 +82,7 @@ impl fmt::Debug for ClickHouseConfig {
             .field("insert_timeout", &self.insert_timeout)
             .field("query_timeout", &self.query_timeout)
             .field("at_least_once_allowed", &self.at_least_once_allowed)
-            .field("expression_columns", &self.expression_columns)
+            .field("redacted", &self.redacted)
             .finish_non_exhaustive()
     }
 }

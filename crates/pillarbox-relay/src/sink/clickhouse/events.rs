@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::client::Client;
 use super::config::ClickHouseConfig;
 use super::sql;
-use super::table::Table;
+use super::table::{SinkColumn, Table};
 use super::verdict::{refuse, trouble};
 use crate::sink::Trouble;
 
@@ -81,10 +81,8 @@ pub(super) async fn read(
             config.database, config.table
         ))
     })?;
-    let columns = table
-        .columns(client)
-        .await
-        .map_err(|fault| trouble(&fault))?;
+    let columns = SinkColumn::of(client, &table.database, &table.name).await;
+    let columns = columns.map_err(|fault| trouble(&fault))?;
     let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
     let time = columns
         .iter()

@@ -13,7 +13,7 @@ use super::payload::Sent;
 use super::plan::{Layout, Planned};
 use super::verdict;
 use crate::batch::Row;
-use crate::sink::{Delivery, Encoder as _, Pushed};
+use crate::sink::{Delivery, Encoder as _, Pushed, Terms};
 use crate::snapshot::Cut;
 
 /// A column: its name, the type of the outbox as an object identifier, and the sink's type.
@@ -84,6 +84,7 @@ impl FuzzedEncoder {
             digest,
             batch: true,
             rule,
+            redaction: None,
         };
         Some(Self {
             encoder: NativeEncoder::new(Arc::new(layout), None),
@@ -94,7 +95,7 @@ impl FuzzedEncoder {
 
     /// Lets the digest cover no column.
     pub fn without_digest(self) -> Self {
-        let encoder = self.encoder.proven_by(&[]);
+        let encoder = self.encoder.proven_by(&Terms::default());
         Self { encoder, ..self }
     }
 

@@ -2,11 +2,13 @@
 
 use super::column::{ColumnType, Given};
 use super::digest;
-use super::plan::Planned;
+use super::plan::{Planned, Redaction};
 use super::report::ColumnReport;
 use super::sql;
 use super::table::{SinkColumn, Table};
 use super::verdict::refuse;
+use crate::expression::Missing;
+use crate::redaction::Path;
 use crate::sink::{OutboxColumn, Trouble};
 
 /// Columns that every destination has.
@@ -21,6 +23,9 @@ const REQUIRED: [&str; 5] = [
 const INTERNAL: [&str; 3] = ["slot", "tx", "id"];
 /// The sink column that the relay fills by itself.
 const BATCH: &str = "batch";
+
+/// The column that holds what is to be redacted.
+const CONTEXT: &str = "event_context";
 
 /// The columns that the relay fills.
 #[derive(Debug)]
@@ -39,7 +44,7 @@ impl Mapping {
         table: &Table,
         sink: &[SinkColumn],
         outbox: &[OutboxColumn],
-        expressions: &[String],
+        redacted: &[Path],
     ) -> Result<Self, Trouble> {
         let find = |name: &str| sink.iter().find(|column| column.name == name);
         for name in REQUIRED {
@@ -59,7 +64,7 @@ impl Mapping {
             .filter(|column| !INTERNAL.contains(&column.name.as_str()))
         {
             if let Some(target) = find(&column.name).filter(|_| column.name != BATCH) {
-                mapping.add(table, column, target, expressions)?;
+                mapping.add(table, column, target)?;
             }
         }
         for name in REQUIRED {
@@ -71,12 +76,13 @@ impl Mapping {
         }
         mapping.digest = digest::BASE
             .iter()
-            .filter(|name| !expressions.iter().any(|expression| expression == *name))
+            .filter(|name| redacted.is_empty() || **name != CONTEXT)
             .filter_map(|name| {
-                mapping
-                    .columns
-                    .iter()
-                    .position(|column| column.name == *name)
+                let is_plain =
+                    |column: &OutboxColumn| column.expression.is_none() && column.name == *name;
+                outbox.iter().find(|column| is_plain(column))?;
+                let mut columns = mapping.columns.iter();
+                columns.position(|column| column.name == *name && digest::covers(&column.of))
             })
             .collect();
         for at in &mapping.digest {
@@ -84,6 +90,14 @@ impl Mapping {
         }
         mapping.warn_about_unfilled(sink);
         Ok(mapping)
+    }
+
+    /// What does not leave of the context.
+    pub(super) fn redaction(&self, paths: &[Path]) -> Option<Redaction> {
+        let mut columns = self.columns.iter();
+        let index = columns.position(|column| column.name == CONTEXT)?;
+        let paths = paths.to_vec();
+        (!paths.is_empty()).then_some(Redaction { index, paths })
     }
 
     pub(super) fn report(&self) -> Vec<ColumnReport> {
@@ -95,7 +109,6 @@ impl Mapping {
         table: &Table,
         column: &OutboxColumn,
         target: &SinkColumn,
-        expressions: &[String],
     ) -> Result<(), Trouble> {
         let (shown, name) = (table.shown(), &column.name);
         if matches!(
@@ -127,7 +140,7 @@ impl Mapping {
                 proposal(column)
             )));
         };
-        if !column.not_null && !of.nullable && !expressions.contains(name) {
+        if !column.not_null && !of.nullable && !is_never_null(column) {
             self.check_null(table, column, target)?;
         }
         self.reports.push(ColumnReport {
@@ -187,6 +200,12 @@ impl Mapping {
     }
 }
 
+/// Whether rows without a value are kept from the sink by what the configuration says.
+fn is_never_null(column: &OutboxColumn) -> bool {
+    let expression = column.expression.as_ref();
+    expression.is_some_and(|expression| expression.missing != Missing::Null)
+}
+
 fn missing(table: &Table, name: &str) -> String {
     let of = match name {
         "event_date_time" => "DateTime",
@@ -227,6 +246,9 @@ fn proposal(column: &OutboxColumn) -> &'static str {
         Some(Given::Timestamp) => "DateTime64(6, 'UTC')",
         Some(Given::Date) => "Date",
         Some(Given::Uuid) => "UUID",
+        Some(Given::Numeric) => "Decimal(38, 9)",
+        Some(Given::Inet) => "IPv6",
+        Some(Given::TextArray) => "Array(String)",
         Some(Given::Text | Given::Jsonb) => "String",
         None => "String, and cast the outbox column to text",
     }

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::column::{ColumnType, Kind, Value, convert};
+use super::column::{ColumnType, Kind};
 use super::digest;
 use super::partition::{Evaluator, Key};
-use super::plan::Layout;
+use super::plan::{Layout, Planned, Redaction};
+use super::value::{Value, convert};
 use crate::batch::{Block, EncodedBlock, Row};
-use crate::sink::{Encoder, Pushed, RowError};
+use crate::redaction::redact;
+use crate::sink::{Encoder, Pushed, RowError, Terms};
 
 /// Partitions of one batch at most: each is an insert, and ClickHouse refuses 100 parts at once.
 pub(super) const BLOCKS_MAX: usize = 32;
@@ -22,12 +24,15 @@ const PIECE_BYTES: usize = 512 * 1024;
 /// Size of the first piece: a batch may have few rows and many partitions.
 const FIRST_PIECE_BYTES: usize = 4 * 1024;
 
+/// How the values of a JSON column are written; the server parses them.
+const JSON_AS_TEXT: u64 = 1;
+
 /// Encodes the rows of one batch into one Native block for each partition.
 #[derive(Debug)]
 pub struct NativeEncoder {
     layout: Arc<Layout>,
-    /// Indices of the columns that the digest covers, in its order.
-    digest: Vec<usize>,
+    /// The columns that the digest covers, in its order.
+    digest: Vec<Proven>,
     /// The one partition whose rows are taken.
     only: Option<String>,
     blocks: Vec<OpenBlock>,
@@ -35,6 +40,16 @@ pub struct NativeEncoder {
     current: usize,
     evaluator: Evaluator,
     text: Vec<u8>,
+    /// The last value that was redacted.
+    redacted: Vec<u8>,
+}
+
+/// A column that the digest covers.
+#[derive(Debug)]
+struct Proven {
+    index: usize,
+    /// Its type when the batch was sealed, where that was another one.
+    of: Option<ColumnType>,
 }
 
 #[derive(Debug)]
@@ -48,6 +63,10 @@ struct OpenBlock {
 /// The values of one column.
 #[derive(Debug, Default)]
 struct Column {
+    /// Where the elements of each row's array end.
+    ends: Pieces,
+    /// Elements of the arrays so far.
+    elements: u64,
     nulls: Pieces,
     values: Pieces,
 }
@@ -63,24 +82,37 @@ impl NativeEncoder {
     pub(super) fn new(layout: Arc<Layout>, only: Option<&str>) -> Self {
         let text = Vec::new();
         Self {
-            digest: layout.digest.clone(),
+            digest: layout
+                .digest
+                .iter()
+                .copied()
+                .map(Proven::of_today)
+                .collect(),
             layout,
             only: only.map(str::to_owned),
             blocks: Vec::new(),
             current: 0,
             evaluator: Evaluator::new(),
             text,
+            redacted: Vec::new(),
         }
     }
 
-    /// Lets the digest cover these columns instead of those of today.
-    pub(super) fn proven_by(self, names: &[String]) -> Self {
-        let find = |name: &String| {
-            let mut columns = self.layout.columns.iter();
-            columns.position(|column| column.name == *name)
-        };
-        let digest = names.iter().filter_map(find).collect();
-        Self { digest, ..self }
+    /// Lets the digest cover what it did when a batch was sealed on these terms.
+    pub(super) fn proven_by(self, terms: &Terms) -> Self {
+        let layout = &self.layout;
+        let sealed = terms.proven.iter().zip(0..);
+        let digest = sealed.filter_map(|(name, nth): (_, usize)| {
+            let mut columns = layout.columns.iter();
+            let index = columns.position(|column| column.name == *name)?;
+            let of = terms.types.get(nth).map(|of| ColumnType::parse(of));
+            let of = of.flatten().filter(|of| *of != layout.columns[index].of);
+            Some(Proven { index, of })
+        });
+        Self {
+            digest: digest.collect(),
+            ..self
+        }
     }
 
     /// The index of the partition's block, opened if need be; `None` when there is no room.
@@ -113,22 +145,63 @@ impl NativeEncoder {
         Some(self.blocks.len() - 1)
     }
 
+    /// A batch that was sealed when nothing was redacted is proven by what was published, and is delivered
+    /// as it was sealed (INV-3).
+    fn redaction<'a>(&self, layout: &'a Layout) -> Option<&'a Redaction> {
+        let redaction = layout.redaction.as_ref()?;
+        let is_proven = |proven: &Proven| proven.index == redaction.index;
+        (!self.digest.iter().any(is_proven)).then_some(redaction)
+    }
+
     /// What the row adds to the digest of its block.
-    fn hash(&mut self, values: &[Value<'_>]) -> u64 {
+    fn hash(&mut self, row: &Row<'_>, values: &[Value<'_>]) -> Result<u64, RowError> {
         if self.digest.is_empty() {
-            return 0;
+            return Ok(0);
         }
         self.text.clear();
         // A text that grew by doubling would hold a large event twice.
         let room = self
             .digest
             .iter()
-            .map(|index| digest::room(&values[*index]));
+            .map(|proven| digest::room(&values[proven.index]));
         self.text.reserve_exact(room.sum());
-        for index in &self.digest {
-            digest::append(&mut self.text, &values[*index]);
+        for proven in &self.digest {
+            match &proven.of {
+                None => digest::append(&mut self.text, &values[proven.index]),
+                Some(of) => {
+                    let column = &self.layout.columns[proven.index];
+                    let value = value(row, proven.index, column, of)?;
+                    digest::append(&mut self.text, &value);
+                }
+            }
         }
-        digest::hash(&self.text)
+        Ok(digest::hash(&self.text))
+    }
+}
+
+impl Proven {
+    fn of_today(index: usize) -> Self {
+        Self { index, of: None }
+    }
+}
+
+/// A field of the row as a column of type `of` represents it.
+fn value<'a>(
+    row: &Row<'a>,
+    index: usize,
+    column: &Planned,
+    of: &ColumnType,
+) -> Result<Value<'a>, RowError> {
+    let field = row.fields.get(index).copied().flatten();
+    convert(column.given, of, field).map_err(|misfit| unfit(row, column, misfit.to_string()))
+}
+
+fn unfit(row: &Row<'_>, column: &Planned, reason: String) -> RowError {
+    RowError {
+        tx: row.at.tx,
+        id: row.at.id,
+        column: column.name.clone(),
+        reason,
     }
 }
 
@@ -137,14 +210,7 @@ impl Encoder for NativeEncoder {
         let layout = Arc::clone(&self.layout);
         let mut values = Vec::with_capacity(layout.columns.len());
         for (index, column) in layout.columns.iter().enumerate() {
-            let field = row.fields.get(index).copied().flatten();
-            let value = convert(column.given, &column.of, field).map_err(|misfit| RowError {
-                tx: row.at.tx,
-                id: row.at.id,
-                column: column.name.clone(),
-                reason: misfit.to_string(),
-            })?;
-            values.push(value);
+            values.push(value(row, index, column, &column.of)?);
         }
         let key = self.evaluator.key(&layout.rule, &values);
         if self
@@ -154,11 +220,20 @@ impl Encoder for NativeEncoder {
         {
             return Ok(Pushed::Skipped);
         }
+        let mut redacted = std::mem::take(&mut self.redacted);
+        redacted.clear();
+        let hash = self.hash(row, &values)?;
+        if let Some(Redaction { index, paths }) = self.redaction(&layout)
+            && let Value::Bytes(json) = values[*index]
+        {
+            redact(json, paths, &mut redacted)
+                .map_err(|error| unfit(row, &layout.columns[*index], error.to_string()))?;
+            values[*index] = Value::Bytes(&redacted);
+        }
         let Some(current) = self.block(key) else {
             return Ok(Pushed::NoRoom);
         };
         self.current = current;
-        let hash = self.hash(&values);
         let block = &mut self.blocks[current];
         for ((column, planned), value) in block.columns.iter_mut().zip(&layout.columns).zip(&values)
         {
@@ -166,6 +241,7 @@ impl Encoder for NativeEncoder {
         }
         block.rows += 1;
         block.digest = block.digest.wrapping_add(hash);
+        self.redacted = redacted;
         Ok(Pushed::Taken)
     }
 
@@ -187,6 +263,10 @@ impl OpenBlock {
         for (column, planned) in self.columns.into_iter().zip(&layout.columns) {
             body.text(planned.name.as_bytes());
             body.text(planned.of.wire.as_bytes());
+            if planned.of.kind == Kind::Json {
+                body.raw(&JSON_AS_TEXT.to_le_bytes());
+            }
+            body.append(column.ends);
             body.append(column.nulls);
             body.append(column.values);
         }
@@ -218,17 +298,32 @@ impl Column {
         }
         let to = &mut self.values;
         match *value {
-            Value::Null => match fixed_width(&of.kind) {
-                Some(width) => to.raw(&[0; 16][..width]),
-                None => to.varint(0),
+            // Servers look at what stands in the place of a null, too.
+            Value::Null => match (&of.kind, of.kind.width()) {
+                (Kind::Enum { names, .. }, _) => {
+                    let code = names.values().min().copied().unwrap_or_default();
+                    to.integer(&code.to_le_bytes(), &of.kind);
+                }
+                (Kind::Json, _) => to.text(b"{}"),
+                (_, Some(width)) => to.zeros(width),
+                (_, None) => to.varint(0),
             },
-            Value::Bytes(bytes) => to.text(bytes),
+            Value::Bytes(bytes) => match of.kind {
+                Kind::FixedString(width) => {
+                    to.raw(bytes);
+                    to.zeros(width.saturating_sub(bytes.len()));
+                }
+                _ => to.text(bytes),
+            },
             Value::UuidText(uuid) => {
                 let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
                 to.text(uuid.hyphenated().encode_lower(&mut buffer).as_bytes());
             }
-            Value::Unsigned(number) => to.integer(number.to_le_bytes(), &of.kind),
-            Value::Signed(number) => to.integer(number.to_le_bytes(), &of.kind),
+            Value::Unsigned(number) => to.integer(&number.to_le_bytes(), &of.kind),
+            Value::Signed(number) => to.integer(&number.to_le_bytes(), &of.kind),
+            Value::Named(_, code) => to.integer(&code.to_le_bytes(), &of.kind),
+            Value::Decimal(bytes) => to.integer(&bytes, &of.kind),
+            Value::Octets(bytes) => to.raw(&bytes),
             Value::Float32(number) => to.raw(&number.to_le_bytes()),
             Value::Float64(number) => to.raw(&number.to_le_bytes()),
             // ClickHouse keeps a UUID as two little-endian halves, the high one first.
@@ -237,21 +332,18 @@ impl Column {
                 to.raw(&high.to_le_bytes());
                 to.raw(&low.to_le_bytes());
             }
+            Value::Array(elements) => {
+                for element in elements {
+                    self.elements += 1;
+                    if of.kind == (Kind::Array { has_nulls: true }) {
+                        self.nulls.raw(&[u8::from(element.is_none())]);
+                    }
+                    to.text(element.unwrap_or_default());
+                }
+                self.ends.raw(&self.elements.to_le_bytes());
+            }
         }
     }
-}
-
-/// Bytes of a value; `None` when it carries its own length.
-fn fixed_width(kind: &Kind) -> Option<usize> {
-    Some(match kind {
-        Kind::String => return None,
-        Kind::Int { bits, .. } => *bits as usize / 8,
-        Kind::Bool => 1,
-        Kind::Date => 2,
-        Kind::Date32 | Kind::DateTime | Kind::Float32 => 4,
-        Kind::DateTime64 { .. } | Kind::Float64 => 8,
-        Kind::Uuid => 16,
-    })
 }
 
 impl Pieces {
@@ -278,9 +370,19 @@ impl Pieces {
     }
 
     /// The low bytes of a number, as many as the type has. The value was checked to fit.
-    fn integer(&mut self, bytes: [u8; 8], kind: &Kind) {
-        let width = fixed_width(kind).unwrap_or(8).min(8);
+    fn integer(&mut self, bytes: &[u8], kind: &Kind) {
+        let width = kind.width().unwrap_or(bytes.len()).min(bytes.len());
         self.raw(&bytes[..width]);
+    }
+
+    fn zeros(&mut self, count: usize) {
+        const ZEROS: [u8; 64] = [0; 64];
+        let mut left = count;
+        while left > 0 {
+            let some = left.min(ZEROS.len());
+            self.raw(&ZEROS[..some]);
+            left -= some;
+        }
     }
 
     fn varint(&mut self, mut number: u64) {

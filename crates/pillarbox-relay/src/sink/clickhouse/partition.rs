@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use jiff::civil;
 use jiff::tz::TimeZone;
 
-use super::column::{ColumnType, Kind, Value};
+use super::column::{ColumnType, Kind};
+use super::value::Value;
 
 const DAY_S: i64 = 86_400;
 /// Days that a Date can hold, from 1970-01-01 on.

@@ -7,6 +7,8 @@ use super::digest;
 use super::native::NativeEncoder;
 use super::partition::Rule;
 use super::report::SinkReport;
+use super::table::SinkColumn;
+use crate::redaction::Path;
 use crate::sink::{Guarantee, Plan, Terms};
 
 /// A column that the relay fills.
@@ -27,6 +29,15 @@ pub(super) struct Layout {
     /// Whether the table has the column `batch`.
     pub(super) batch: bool,
     pub(super) rule: Rule,
+    pub(super) redaction: Option<Redaction>,
+}
+
+/// What does not leave of a column that holds JSON.
+#[derive(Debug, PartialEq)]
+pub(super) struct Redaction {
+    /// Index of the column.
+    pub(super) index: usize,
+    pub(super) paths: Vec<Path>,
 }
 
 /// What a table needs to be asked and told, found out by the preflight.
@@ -49,6 +60,8 @@ pub(super) struct Details {
     pub(super) has_views: bool,
     /// The partition expression as the server shows it; empty for none.
     pub(super) partition_key: String,
+    /// The table's columns, all of them.
+    pub(super) table: Vec<SinkColumn>,
     pub(super) report: SinkReport,
 }
 
@@ -72,13 +85,18 @@ impl ClickHousePlan {
     /// left out: the digest is another one then.
     pub(super) fn digest(&self, terms: Option<&Terms>) -> String {
         let terms = terms.unwrap_or(&self.0.terms);
-        let find = |name: &String| {
+        let proven = terms.proven.iter().zip(0..);
+        let proven = proven.filter_map(|(name, nth): (_, usize)| {
             let mut columns = self.0.layout.columns.iter();
-            columns.find(|column| column.name == *name)
-        };
-        let proven = terms.proven.iter().filter_map(find);
-        let proven: Vec<_> = proven.map(|c| (c.name.clone(), c.of.clone())).collect();
-        digest::expression(&proven)
+            let column = columns.find(|column| column.name == *name)?;
+            let sealed = terms.types.get(nth).and_then(|of| ColumnType::parse(of));
+            Some(digest::Part {
+                name: &column.name,
+                of: &column.of,
+                sealed: sealed.filter(|sealed| *sealed != column.of),
+            })
+        });
+        digest::expression(&proven.collect::<Vec<_>>())
     }
 }
 
@@ -103,7 +121,7 @@ impl Plan for ClickHousePlan {
         let encoder = NativeEncoder::new(Arc::clone(&self.0.layout), only);
         match terms {
             None => encoder,
-            Some(terms) => encoder.proven_by(&terms.proven),
+            Some(terms) => encoder.proven_by(terms),
         }
     }
 

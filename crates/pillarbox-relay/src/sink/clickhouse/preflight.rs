@@ -3,6 +3,7 @@
 //! A refusal names the object and the statement that mends it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use serde::Deserialize;
@@ -21,6 +22,22 @@ use crate::sink::{Guarantee, OutboxColumn, Terms, TokenWindow, Trouble};
 /// Deduplication window that the remedies propose: 10,000 blocks are hours of a busy sink.
 pub(super) const WINDOW_BLOCKS: u64 = 10_000;
 
+/// On what a batch is sealed now.
+fn terms(mapping: &Mapping, token_window: TokenWindow) -> Terms {
+    let proven = mapping.digest.iter().map(|at| &mapping.columns[*at]);
+    Terms {
+        types: proven
+            .clone()
+            .map(|column| column.of.wire.clone())
+            .collect(),
+        proven: proven.map(|column| column.name.clone()).collect(),
+        token_window,
+    }
+}
+
+/// How long a batch waits for a look at the table's columns.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+
 /// Checks everything and makes the plan.
 pub(super) async fn plan(
     client: &Client,
@@ -36,17 +53,15 @@ pub(super) async fn plan(
     check_engine(&table, client.endpoints())?;
     check_async(&server, &table)?;
     let unreached = replicas::check(client, &table).await?;
-    let columns = table
-        .columns(client)
-        .await
-        .map_err(|fault| trouble(&fault))?;
+    let columns = SinkColumn::of(client, &config.database, &config.table).await;
+    let columns = columns.map_err(|fault| trouble(&fault))?;
     check_rights(client, &table).await?;
     let targets = table
         .view_targets(client)
         .await
         .map_err(|fault| trouble(&fault))?;
-    let mapping = Mapping::new(&table, &columns, outbox, &config.expression_columns)?;
-    let rule = partition_rule(&server, &table, &mapping)?;
+    let mapping = Mapping::new(&table, &columns, outbox, &config.redacted)?;
+    let rule = partition_rule(&server, &table, &mapping, outbox)?;
     let mut warnings = mapping.warnings.clone();
     warnings.extend(warnings_about(&table));
     warnings.extend(changing_columns(&server, &table, &columns));
@@ -67,23 +82,20 @@ pub(super) async fn plan(
         warnings,
     };
     let names = mapping.columns.iter().map(|column| column.name.clone());
-    let proven = mapping.digest.iter().map(|at| &mapping.columns[*at]);
-    let terms = Terms {
-        proven: proven.map(|column| column.name.clone()).collect(),
-        token_window: choice.window,
-    };
     Ok(ClickHousePlan(Arc::new(Details {
         names: names.collect(),
         insert: insert_statement(&table, &mapping),
         guarantee: choice.guarantee,
-        terms,
+        terms: terms(&mapping, choice.window),
         settings: insert_settings(&server, mapping.batch),
         has_token: server.knows(settings::TOKEN),
         has_log_comment: server.knows(settings::LOG_COMMENT),
         replicated: table.is_replicated(),
         has_views: !targets.is_empty(),
         partition_key: table.partition_key.clone(),
+        table: columns,
         layout: Arc::new(Layout {
+            redaction: mapping.redaction(&config.redacted),
             columns: mapping.columns,
             digest: mapping.digest,
             batch: mapping.batch,
@@ -91,6 +103,19 @@ pub(super) async fn plan(
         }),
         report,
     })))
+}
+
+/// Whether the table still has the columns of the plan. So long as it cannot be asked, it has.
+pub(super) async fn is_current(
+    client: &Client,
+    config: &ClickHouseConfig,
+    plan: &ClickHousePlan,
+) -> bool {
+    let asked = SinkColumn::of(client, &config.database, &config.table);
+    match tokio::time::timeout(LOOK_MAX, asked).await {
+        Ok(Ok(columns)) => columns == plan.0.table,
+        Ok(Err(_)) | Err(_) => true,
+    }
 }
 
 /// Whether tokens are remembered as they were when the plan was made.
@@ -220,9 +245,17 @@ async fn check_rights(client: &Client, table: &Table) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn partition_rule(server: &Server, table: &Table, mapping: &Mapping) -> Result<Rule, Trouble> {
+fn partition_rule(
+    server: &Server,
+    table: &Table,
+    mapping: &Mapping,
+    outbox: &[OutboxColumn],
+) -> Result<Rule, Trouble> {
     let zone = TimeZone::get(&server.zone).ok();
     let find = |name: &str| {
+        // Another reading may give an expression another value, and a row another partition.
+        let is_plain = |column: &&OutboxColumn| column.expression.is_none() && column.name == name;
+        outbox.iter().find(is_plain)?;
         let at = mapping
             .columns
             .iter()

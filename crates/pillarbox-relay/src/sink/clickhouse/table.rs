@@ -51,13 +51,31 @@ pub(super) struct Table {
 }
 
 /// One row of `system.columns`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(super) struct SinkColumn {
     pub(super) name: String,
     #[serde(rename = "type")]
     pub(super) type_name: String,
     pub(super) default_kind: String,
     pub(super) default_expression: String,
+}
+
+impl SinkColumn {
+    /// The columns of a table; none when it is not there.
+    pub(super) async fn of(
+        client: &Client,
+        database: &str,
+        table: &str,
+    ) -> Result<Vec<Self>, Fault> {
+        client
+            .rows(&format!(
+                "SELECT name, type, default_kind, default_expression FROM system.columns \
+                 WHERE database = {} AND table = {}",
+                sql::text(database),
+                sql::text(table)
+            ))
+            .await
+    }
 }
 
 /// A table that a materialized view writes into.
@@ -217,17 +235,6 @@ impl Table {
             ))
             .await?;
         Ok(found.into_iter().next())
-    }
-
-    pub(super) async fn columns(&self, client: &Client) -> Result<Vec<SinkColumn>, Fault> {
-        client
-            .rows(&format!(
-                "SELECT name, type, default_kind, default_expression FROM system.columns \
-                 WHERE database = {} AND table = {}",
-                sql::text(&self.database),
-                sql::text(&self.name)
-            ))
-            .await
     }
 
     /// `database.table`, for messages.

@@ -37,6 +37,7 @@ fn layout(columns: &[(&str, Given, &str)], partition: &str) -> Arc<Layout> {
         digest,
         batch: true,
         rule,
+        redaction: None,
     })
 }
 
@@ -276,8 +277,12 @@ fn blocks_come_in_the_order_of_their_first_rows_and_have_a_limit() {
 fn types_that_are_not_written_are_refused() {
     for of in [
         "Array(UInt8)",
-        "Decimal(9, 2)",
+        "Array(Array(String))",
+        "Decimal(77, 2)",
+        "Decimal(9, 10)",
         "DateTime64(10)",
+        "Enum8('a' = 1",
+        "Nullable(Array(String))",
         "DateTime('Nowhere/Land')",
         "Map(String, String)",
     ] {

@@ -52,6 +52,11 @@ impl Decoder {
         }
     }
 
+    /// The last row that was taken.
+    pub(super) fn last(&self) -> Option<Cut> {
+        self.last
+    }
+
     /// How many rows were taken.
     pub(super) fn taken(&self) -> u64 {
         self.taken

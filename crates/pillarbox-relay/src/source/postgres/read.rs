@@ -10,10 +10,12 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{CopyOutStream, Transaction};
 
 use super::copy::{COLUMNS_MAX, CopyError, Decoder};
-use super::{COLUMNS, begin, column, lost};
+use super::gate::Gate;
+use super::outbox::Outbox;
+use super::{COLUMNS, begin, column, failed, lost};
 use crate::batch::{Selection, Store};
 use crate::postgres::{Canceller, Session, quote};
-use crate::sink::{OutboxColumn, Pushed};
+use crate::sink::Pushed;
 use crate::snapshot::Span;
 use crate::source::{Rows, SourceError};
 
@@ -38,19 +40,30 @@ pub(super) const LETTER: [&str; 10] = [
 ];
 
 /// What to read.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Reading<'a> {
     pub(super) sink: i32,
     pub(super) span: &'a Span,
     pub(super) selection: &'a Selection,
     pub(super) columns: &'a [String],
     /// The outbox as it was when the columns were chosen.
-    pub(super) outbox: Option<&'a [OutboxColumn]>,
+    pub(super) outbox: Option<&'a Outbox>,
     pub(super) rows_max: u64,
 }
 
+impl Reading<'_> {
+    /// Whether a value of a row may be one that the server cannot compute.
+    fn has_expressions(&self) -> bool {
+        let computed = |name: &String| {
+            let column = self.outbox.and_then(|outbox| outbox.find(name));
+            column.is_some_and(|column| column.expression.is_some())
+        };
+        self.columns.iter().any(computed)
+    }
+}
+
 /// How a COPY ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Copied {
     /// With its last row.
     Whole,
@@ -58,10 +71,13 @@ enum Copied {
     NoRoom,
     /// The same, and a cancellation is still on its way: it hits whatever the session does next.
     Cancelling,
+    /// The server cannot compute a value of the row after the last one.
+    Failed(tokio_postgres::Error),
 }
 
 /// Reads into `into` until that has no room or took `rows_max` rows. One row more is read, so that a
-/// batch is cut only where another row follows. Returns whether the session may be used again.
+/// batch is cut only where another row follows. A row of which a value cannot be computed is refused,
+/// and the others are read. Returns whether the session may be used again.
 pub(super) async fn read<R: Rows>(
     reader: &mut Session,
     reading: &Reading<'_>,
@@ -74,53 +90,97 @@ pub(super) async fn read<R: Rows>(
             columns.len()
         )));
     }
+    let mut gate = Gate::new(into, columns, reading.outbox);
+    let mut span = reading.span.clone();
+    let mut rows_max = reading.rows_max;
+    loop {
+        let rest = Reading {
+            span: &span,
+            rows_max,
+            ..*reading
+        };
+        let mut decoder = Decoder::new(columns.len(), span.after);
+        let copied = pass(reader, &rest, &mut decoder, &mut gate).await?;
+        gate.awaited()?;
+        let error = match copied {
+            Copied::Whole | Copied::NoRoom => return Ok(true),
+            Copied::Cancelling => return Ok(false),
+            Copied::Failed(error) => error,
+        };
+        span.after = decoder.last();
+        let failed_at = Reading {
+            span: &span,
+            ..*reading
+        };
+        let refused = failed::locate(reader, &failed_at, error).await?;
+        span.after = Some(refused.at());
+        if gate.refuse(refused)? == Pushed::NoRoom {
+            return Ok(true);
+        }
+        rows_max = rows_max.saturating_sub(decoder.taken() + 1);
+    }
+}
+
+/// Runs the COPYs of a reading until the end, until there is no room, or until one fails.
+async fn pass<R: Rows>(
+    reader: &mut Session,
+    reading: &Reading<'_>,
+    decoder: &mut Decoder,
+    gate: &mut Gate<'_, R>,
+) -> Result<Copied, SourceError> {
     let canceller = reader.canceller().clone();
     let transaction = bounded(lock(reader, reading.outbox)).await?;
-    let mut decoder = Decoder::new(columns.len(), reading.span.after);
-    let queries: &[Query] = match reading.selection.store {
-        Store::Outbox => &[singles, range],
-        Store::Requested | Store::Retried(_) => &[letters],
-    };
-    for query in queries {
-        let limit = reading
-            .rows_max
-            .min(ROWS_MAX)
-            .saturating_sub(decoder.taken())
-            + 1;
+    let mut copied = Copied::Whole;
+    for query in queries(reading) {
+        let taken = decoder.taken();
+        let limit = reading.rows_max.min(ROWS_MAX).saturating_sub(taken) + 1;
         let Some(query) = query(reading, limit) else {
             continue;
         };
-        match copy(&transaction, &canceller, &query, limit, &mut decoder, into).await? {
-            Copied::Whole => {}
-            Copied::NoRoom => break,
-            Copied::Cancelling => {
-                // Hit or not, it ends the transaction before the session goes.
-                let _ = bounded(async { transaction.rollback().await.map_err(lost) }).await;
-                return Ok(false);
+        copied = copy(&transaction, &canceller, &query, limit, decoder, gate).await?;
+        match copied {
+            Copied::Failed(error) if !reading.has_expressions() || !failed::is_of_row(&error) => {
+                return Err(lost(error));
             }
+            Copied::Whole => {}
+            _ => break,
         }
     }
-    bounded(async { transaction.rollback().await.map_err(lost) }).await?;
-    Ok(true)
+    // Hit or not, a cancellation ends the transaction before the session goes.
+    let ended = bounded(async { transaction.rollback().await.map_err(lost) }).await;
+    match copied {
+        Copied::Cancelling => Ok(copied),
+        _ => ended.map(|()| copied),
+    }
+}
+
+/// The queries of a reading, in their order.
+pub(super) fn queries(reading: &Reading<'_>) -> &'static [Query] {
+    match reading.selection.store {
+        Store::Outbox => &[singles, range],
+        Store::Requested | Store::Retried(_) => &[letters],
+    }
 }
 
 /// Begins with the lock on the outbox and its leaves. A COPY takes its snapshot before it takes the
 /// lock: behind an ALTER that rewrites the table it would see no rows, and say nothing.
-async fn lock<'a>(
+pub(super) async fn lock<'a>(
     reader: &'a mut Session,
-    planned: Option<&[OutboxColumn]>,
+    planned: Option<&Outbox>,
 ) -> Result<Transaction<'a>, SourceError> {
     const LOCK: &str = "lock table pillarbox.event in access share mode";
     let transaction = begin(reader).await?;
     transaction.batch_execute(LOCK).await.map_err(lost)?;
     let rows = transaction.query(COLUMNS, &[]).await.map_err(lost)?;
-    if planned.is_some_and(|planned| !rows.iter().map(column).eq(planned.iter().cloned())) {
+    if planned.is_some_and(|planned| !rows.iter().map(column).eq(planned.table.iter().cloned())) {
         return Err(SourceError::Changed);
     }
     Ok(transaction)
 }
 
-async fn bounded<T>(step: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+pub(super) async fn bounded<T>(
+    step: impl Future<Output = Result<T, SourceError>>,
+) -> Result<T, SourceError> {
     tokio::time::timeout(SILENCE_MAX, step)
         .await
         .map_err(|_| silent())?
@@ -133,20 +193,26 @@ async fn copy<R: Rows>(
     query: &str,
     limit: u64,
     decoder: &mut Decoder,
-    into: &mut R,
+    gate: &mut Gate<'_, R>,
 ) -> Result<Copied, SourceError> {
     let statement = format!("copy ({query}) to stdout (format binary)");
     let opened = tokio::time::timeout(SILENCE_MAX, transaction.copy_out(statement.as_str()));
-    let stream = opened.await.map_err(|_| silent())?.map_err(lost)?;
+    let stream = match opened.await.map_err(|_| silent())? {
+        Ok(stream) => stream,
+        Err(error) => return Ok(Copied::Failed(error)),
+    };
     let mut stream = pin!(stream);
     let last = decoder.taken() + limit - 1;
     loop {
-        let Some(chunk) = next(&mut stream).await? else {
-            decoder.end().map_err(unreadable)?;
-            return Ok(Copied::Whole);
+        let chunk = match next(&mut stream).await? {
+            Some(Ok(chunk)) => chunk,
+            Some(Err(error)) => return Ok(Copied::Failed(error)),
+            None => {
+                decoder.end().map_err(unreadable)?;
+                return Ok(Copied::Whole);
+            }
         };
-        let chunk = chunk.map_err(lost)?;
-        let pushed = decoder.feed(chunk, |row| into.push(row));
+        let pushed = decoder.feed(chunk, |row| gate.push(row));
         if pushed.map_err(unreadable)? == Pushed::NoRoom {
             break;
         }
@@ -163,6 +229,8 @@ async fn copy<R: Rows>(
             Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
                 return Ok(Copied::NoRoom);
             }
+            // Of a row after the one without room.
+            Err(error) if failed::is_of_row(&error) => break,
             Err(error) => return Err(lost(error)),
         }
     }
@@ -181,17 +249,26 @@ async fn next(
         .map_err(|_| silent())
 }
 
-/// A query for at most so many rows. The queries hold numbers and quoted names and texts only, no
-/// parameters: COPY takes none.
-type Query = fn(&Reading<'_>, u64) -> Option<String>;
+/// A query for at most so many rows. The queries hold numbers, quoted names and texts, and the
+/// expressions of the configuration only, no parameters: COPY takes none.
+pub(super) type Query = fn(&Reading<'_>, u64) -> Option<String>;
 
 /// The columns after `tx` and `id`.
 fn select_list(reading: &Reading<'_>) -> String {
     let columns = reading.columns.iter();
     columns.fold(String::new(), |mut list, name| {
-        let _ = write!(list, ", e.{}", quote::identifier(name));
+        let _ = write!(list, ", {}", value(name, reading.outbox));
         list
     })
+}
+
+/// A column of `e`, or the expression for it, as the type that was planned.
+pub(super) fn value(name: &str, outbox: Option<&Outbox>) -> String {
+    let column = outbox.and_then(|outbox| outbox.find(name));
+    match column.and_then(|column| column.expression.as_ref().map(|of| (of, column))) {
+        Some((expression, column)) => format!("({}\n)::{}", expression.sql, column.type_name),
+        None => format!("e.{}", quote::identifier(name)),
+    }
 }
 
 /// The transactions of the span that need a start of their own; all lie below [`range`].
@@ -233,22 +310,6 @@ fn range(reading: &Reading<'_>, limit: u64) -> Option<String> {
 
 /// Dead letters that are retried.
 fn letters(reading: &Reading<'_>, limit: u64) -> Option<String> {
-    let mut list = String::new();
-    for column in reading.columns {
-        let quoted = quote::identifier(column);
-        if LETTER.contains(&column.as_str()) {
-            let _ = write!(list, ", e.{quoted}");
-            continue;
-        }
-        let mut outbox = reading.outbox.iter().copied().flatten();
-        let type_name = outbox.find(|known| known.name == *column);
-        let type_name = type_name.map_or("text", |known| &known.type_name);
-        let _ = write!(
-            list,
-            ", (e.more ->> {})::{type_name}",
-            quote::literal(column)
-        );
-    }
     let which = match reading.selection.store {
         Store::Outbox => return None,
         Store::Requested => "e.state = 'requested'".to_owned(),
@@ -257,14 +318,38 @@ fn letters(reading: &Reading<'_>, limit: u64) -> Option<String> {
     let after = reading.span.after.map_or_else(String::new, |after| {
         format!(" and (e.tx, e.id) > ('{}'::xid8, {})", after.tx, after.id)
     });
-    let (until, times) = (until(reading.span), times(reading));
+    let (list, until, times) = (select_list(reading), until(reading.span), times(reading));
     Some(format!(
-        "select e.tx, e.id{list} from pillarbox.dead_letter e
+        "select e.tx, e.id{list} from {} e
          where e.sink = {} and {which}{after}{until}{times}
          order by e.tx, e.id
          limit {limit}",
+        store(reading),
         reading.sink
     ))
+}
+
+/// Where the events lie: the outbox, or the dead letters with the columns that users added.
+pub(super) fn store(reading: &Reading<'_>) -> String {
+    if reading.selection.store == Store::Outbox {
+        return "pillarbox.event".to_owned();
+    }
+    let outbox = reading.outbox.map_or(&[][..], |outbox| &outbox.table);
+    let added = outbox
+        .iter()
+        .filter(|column| !LETTER.contains(&column.name.as_str()));
+    let added = added.fold(String::new(), |mut list, column| {
+        let (name, of) = (&column.name, &column.type_name);
+        let text = quote::literal(name);
+        let _ = write!(
+            list,
+            ", (d.more ->> {text})::{of} as {}",
+            quote::identifier(name)
+        );
+        list
+    });
+    let kept = LETTER.map(|name| format!(", d.{name}")).concat();
+    format!("(select d.sink, d.state, d.retry_number{kept}{added} from pillarbox.dead_letter d)")
 }
 
 fn times(reading: &Reading<'_>) -> String {
