@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::postgres::{ConnectError, check_server};
 
+pub mod column;
 mod keeper;
 pub mod registry;
 pub mod settings;
@@ -172,7 +173,7 @@ pub async fn migrate_to(client: &mut Client, version: i32) -> Result<Migrated, S
         match install(client, version).await {
             Err(error) if attempt < ATTEMPTS_MAX && is_collision(&error) => attempt += 1,
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                let keepers = keeper::name(client).await?;
+                let keepers = keeper::name(client, keeper::Tables::Others).await?;
                 return Err(SchemaError::InUse { keepers });
             }
             Err(error) if is_missing_right(&error) => return Err(needs_administrator(&error)),

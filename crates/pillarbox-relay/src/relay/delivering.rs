@@ -231,6 +231,8 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         let doubt = self.doubt(tenure, prepared, sending);
         match self.sink.resolve(&tenure.plan, insert, doubt).await {
             Ok(Resolution::Resend) => {
+                // Old servers answer a block of another type with an error that says nothing else.
+                self.plan_is_current(tenure).await?;
                 sending.is_unknown = false;
                 match sending.too_large.take() {
                     Some(trouble) => {

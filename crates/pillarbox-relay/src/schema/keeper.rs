@@ -2,10 +2,20 @@
 
 use tokio_postgres::{Client, Error, Row};
 
-/// The sessions and prepared transactions that have a lock on a table of the schema, with the remedy.
-pub(super) async fn name(client: &Client) -> Result<String, Error> {
+/// Which tables somebody keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tables {
+    /// The outbox and its leaves, which publishers use.
+    Outbox,
+    /// All others.
+    Others,
+}
+
+/// The sessions and prepared transactions that have a lock on one of these tables, with the remedy.
+pub(super) async fn name(client: &Client, tables: Tables) -> Result<String, Error> {
     const KEEPERS: &str = include_str!("keepers.sql");
-    let rows = client.query(KEEPERS, &[]).await?;
+    let of_outbox = tables == Tables::Outbox;
+    let rows = client.query(KEEPERS, &[&of_outbox]).await?;
     if rows.is_empty() {
         return Ok("who used it has ended meanwhile".to_owned());
     }

@@ -1,5 +1,5 @@
--- Who else has a lock on a table that an upgrade changes, the longest first, and never what they run.
--- Publishers have locks on the outbox, which no upgrade changes so far.
+-- Who else has a lock on the outbox, or ($1 is false) on another table of the schema, the longest first,
+-- and never what they run.
 select
     l.pid,
     a.application_name,
@@ -19,8 +19,8 @@ where l.locktype = 'relation'
     and l.pid is distinct from pg_catalog.pg_backend_pid()
     and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
     and c.relnamespace = pg_catalog.to_regnamespace('pillarbox')
-    and c.relkind = 'r'
-    and c.relname not like 'event%'
+    and c.relkind in ('r', 'p')
+    and (c.relname like 'event%') = $1
 group by 1, 2, 3, 4, 5
 order by 4 desc nulls last
 limit 3

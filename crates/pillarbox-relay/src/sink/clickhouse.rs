@@ -5,10 +5,12 @@
 //! path of an event: `native` encodes it, `client` sends it, `verdict` reads the answer, `lookup`
 //! settles what remained unknown.
 
+mod alter;
 mod answer;
 mod client;
 mod code;
 mod column;
+mod columns;
 mod config;
 mod connector;
 mod create;
@@ -28,6 +30,7 @@ mod partition;
 mod payload;
 mod plan;
 mod preflight;
+mod propose;
 mod replicas;
 mod report;
 mod settings;
@@ -45,6 +48,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 use std::time::SystemTime;
 
+pub use self::columns::ColumnPlan;
 pub use self::config::{ClickHouseConfig, Compression};
 pub use self::create::{CreateOptions, Dialect, statements};
 pub use self::events::{EVENTS_MAX, EventFilter, EventRow};
@@ -170,6 +174,38 @@ impl ClickHouse {
     /// When the server cannot be asked.
     pub async fn dialect(&self) -> Result<Dialect, Trouble> {
         create::dialect(&self.client).await
+    }
+
+    /// Which column comes from where, and what would bring both sides together.
+    ///
+    /// # Errors
+    /// When the table is not there or cannot be asked.
+    pub async fn columns(&self, outbox: &[OutboxColumn]) -> Result<Vec<ColumnPlan>, Trouble> {
+        alter::columns(&self.client, &self.config, outbox).await
+    }
+
+    /// The statement that adds a column to the table. With no type, one that fits.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or the type is none that fits.
+    pub async fn column_statement(
+        &self,
+        column: &OutboxColumn,
+        of: Option<&str>,
+    ) -> Result<String, Trouble> {
+        alter::column_statement(&self.client, &self.config, column, of).await
+    }
+
+    /// Adds a column to the table, where it has none of that name; returns the statement.
+    ///
+    /// # Errors
+    /// When the server refuses it, or knows no type that fits.
+    pub async fn add_column(
+        &self,
+        column: &OutboxColumn,
+        of: Option<&str>,
+    ) -> Result<String, Trouble> {
+        alter::add_column(&self.client, &self.config, column, of).await
     }
 
     /// Reads events, newest first.

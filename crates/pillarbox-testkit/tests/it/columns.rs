@@ -2,4 +2,5 @@
 //! that do not leave.
 
 mod computed;
+mod growing;
 mod limits;

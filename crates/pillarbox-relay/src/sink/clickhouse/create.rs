@@ -4,9 +4,9 @@ use super::answer::Fault;
 use super::client::Client;
 use super::config::ClickHouseConfig;
 use super::preflight::WINDOW_BLOCKS;
+use super::sql;
 use super::table::Server;
 use super::verdict::trouble;
-use super::{settings, sql};
 use crate::sink::Trouble;
 
 /// A token is also remembered this long by replicated tables; the server's default is an hour.
@@ -118,11 +118,7 @@ const OLD_COLUMNS: &str = "    event_id UUID,
 /// What the server speaks.
 pub(super) async fn dialect(client: &Client) -> Result<Dialect, Trouble> {
     let server = Server::ask(client).await.map_err(|fault| trouble(&fault))?;
-    Ok(if server.knows(settings::TOKEN) {
-        Dialect::Current
-    } else {
-        Dialect::Old
-    })
+    Ok(server.dialect())
 }
 
 /// Runs the statements and returns them.

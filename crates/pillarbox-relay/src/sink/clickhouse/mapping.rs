@@ -1,18 +1,20 @@
 //! Which outbox column goes into which sink column: by name, with types checked once. Pure.
 
 use super::column::{ColumnType, Given};
+use super::create::Dialect;
 use super::digest;
 use super::plan::{Planned, Redaction};
+use super::propose;
 use super::report::ColumnReport;
 use super::sql;
-use super::table::{SinkColumn, Table};
+use super::table::{Server, SinkColumn, Table};
 use super::verdict::refuse;
 use crate::expression::Missing;
 use crate::redaction::Path;
 use crate::sink::{OutboxColumn, Trouble};
 
 /// Columns that every destination has.
-const REQUIRED: [&str; 5] = [
+pub(super) const REQUIRED: [&str; 5] = [
     "event_type",
     "event_date_time",
     "environment",
@@ -20,9 +22,9 @@ const REQUIRED: [&str; 5] = [
     "metadata_version",
 ];
 /// Columns that place an event in the outbox and mean nothing elsewhere.
-const INTERNAL: [&str; 3] = ["slot", "tx", "id"];
+pub(super) const INTERNAL: [&str; 3] = ["slot", "tx", "id"];
 /// The sink column that the relay fills by itself.
-const BATCH: &str = "batch";
+pub(super) const BATCH: &str = "batch";
 
 /// The column that holds what is to be redacted.
 const CONTEXT: &str = "event_context";
@@ -37,10 +39,12 @@ pub(super) struct Mapping {
     pub(super) batch: bool,
     pub(super) warnings: Vec<String>,
     reports: Vec<ColumnReport>,
+    dialect: Dialect,
 }
 
 impl Mapping {
     pub(super) fn new(
+        server: &Server,
         table: &Table,
         sink: &[SinkColumn],
         outbox: &[OutboxColumn],
@@ -58,6 +62,7 @@ impl Mapping {
             batch: has_batch(table, find(BATCH))?,
             warnings: Vec::new(),
             reports: Vec::new(),
+            dialect: server.dialect(),
         };
         for column in outbox
             .iter()
@@ -125,7 +130,7 @@ impl Mapping {
             return Err(refuse(format!(
                 "column {name} of {shown} has the type {}, which the relay cannot write; use {}",
                 target.type_name,
-                proposal(column)
+                self.proposal(column)
             )));
         };
         let given = Given::from_oid(column.type_oid).filter(|given| of.accepts(*given));
@@ -137,7 +142,7 @@ impl Mapping {
                 target.type_name,
                 sql::table(&table.database, &table.name),
                 sql::ident(name),
-                proposal(column)
+                self.proposal(column)
             )));
         };
         if !column.not_null && !of.nullable && !is_never_null(column) {
@@ -155,6 +160,12 @@ impl Mapping {
             of,
         });
         Ok(())
+    }
+
+    /// The sink type that an outbox column goes into best.
+    fn proposal(&self, column: &OutboxColumn) -> String {
+        propose::sink_type(column, self.dialect)
+            .unwrap_or_else(|| "String, and cast the outbox column to text".to_owned())
     }
 
     /// `trace_parent` is usually null; of a user's column only the user knows.
@@ -230,26 +241,5 @@ fn has_batch(table: &Table, column: Option<&SinkColumn>) -> Result<bool, Trouble
             column.type_name,
             sql::table(&table.database, &table.name)
         ))),
-    }
-}
-
-/// The sink type that an outbox column goes into best.
-fn proposal(column: &OutboxColumn) -> &'static str {
-    match Given::from_oid(column.type_oid) {
-        Some(Given::Bool) => "UInt8",
-        Some(Given::Int2) => "Int16",
-        Some(Given::Int4) => "Int32",
-        Some(Given::Int8) if column.name == "metadata_version" => "UInt64",
-        Some(Given::Int8) => "Int64",
-        Some(Given::Float4) => "Float32",
-        Some(Given::Float8) => "Float64",
-        Some(Given::Timestamp) => "DateTime64(6, 'UTC')",
-        Some(Given::Date) => "Date",
-        Some(Given::Uuid) => "UUID",
-        Some(Given::Numeric) => "Decimal(38, 9)",
-        Some(Given::Inet) => "IPv6",
-        Some(Given::TextArray) => "Array(String)",
-        Some(Given::Text | Given::Jsonb) => "String",
-        None => "String, and cast the outbox column to text",
     }
 }

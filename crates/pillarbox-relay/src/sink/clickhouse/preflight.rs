@@ -60,7 +60,7 @@ pub(super) async fn plan(
         .view_targets(client)
         .await
         .map_err(|fault| trouble(&fault))?;
-    let mapping = Mapping::new(&table, &columns, outbox, &config.redacted)?;
+    let mapping = Mapping::new(&server, &table, &columns, outbox, &config.redacted)?;
     let rule = partition_rule(&server, &table, &mapping, outbox)?;
     let mut warnings = mapping.warnings.clone();
     warnings.extend(warnings_about(&table));
@@ -158,7 +158,7 @@ fn insert_statement(table: &Table, mapping: &Mapping) -> String {
     format!("INSERT INTO {target} ({}) FORMAT Native", names.join(", "))
 }
 
-fn no_table(config: &ClickHouseConfig) -> Trouble {
+pub(super) fn no_table(config: &ClickHouseConfig) -> Trouble {
     refuse(format!(
         "table {}.{} does not exist or cannot be seen; create it with pillarbox sink create",
         config.database, config.table

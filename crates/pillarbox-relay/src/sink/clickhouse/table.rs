@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::answer::Fault;
 use super::client::Client;
 use super::config::ClickHouseConfig;
+use super::create::Dialect;
 use super::fence::trouble_at;
 use super::lookup::quoted;
 use super::{settings, sql};
@@ -128,6 +129,14 @@ impl Server {
             settings,
             merge_tree,
         })
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        if self.knows(settings::TOKEN) {
+            Dialect::Current
+        } else {
+            Dialect::Old
+        }
     }
 
     pub(super) fn knows(&self, setting: &str) -> bool {
