@@ -11,6 +11,8 @@ use pillarbox_relay::config::{Config, ConfigError};
 use pillarbox_relay::postgres::{self, Session};
 
 mod backlog;
+#[cfg(feature = "sentry")]
+mod collector;
 mod command;
 mod destination;
 mod exit;

@@ -85,6 +85,8 @@ pub struct Config {
     pub console: Console,
     /// What is logged.
     pub log: Log,
+    /// What errors and traces are sent with.
+    pub sentry: Sentry,
     /// The file that was read.
     #[serde(skip)]
     pub file: Option<PathBuf>,
@@ -180,6 +182,25 @@ impl Default for Sink {
             insert_timeout: Period(Duration::from_secs(300)),
             columns: BTreeMap::new(),
             redact: Vec::new(),
+        }
+    }
+}
+
+/// `[sentry]`: used where the variable `SENTRY_DSN` says where to send.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sentry {
+    /// Name of the environment; else the variable `SENTRY_ENVIRONMENT`, else `production`.
+    pub environment: Option<String>,
+    /// Share of the batches of which a transaction is sent, from 0 to 1. Errors are always sent.
+    pub traces_sample_rate: f64,
+}
+
+impl Default for Sentry {
+    fn default() -> Self {
+        Self {
+            environment: None,
+            traces_sample_rate: 0.05,
         }
     }
 }
@@ -386,6 +407,8 @@ impl Config {
             POISON_CEILING,
         )?;
         quantity::within("relay.poison_max_share", relay.poison_max_share, 0.0, 1.0)?;
+        let rate = self.sentry.traces_sample_rate;
+        quantity::within("sentry.traces_sample_rate", rate, 0.0, 1.0)?;
         period("relay.probe_min", relay.probe_min, 1, 10_000)?;
         period("relay.probe_max", relay.probe_max, 1, 60_000)?;
         if relay.probe_max < relay.probe_min {

@@ -22,4 +22,5 @@ pub mod schema;
 pub mod sink;
 pub mod snapshot;
 pub mod source;
+pub mod trace;
 pub mod verify;

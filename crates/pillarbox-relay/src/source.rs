@@ -206,6 +206,8 @@ pub struct Probe {
     pub snapshot: Snapshot,
     /// Time since the first event after the position was published; `None` when there is none.
     pub waiting: Option<Duration>,
+    /// The trace context of the publisher of one of the first events after the position.
+    pub trace_parent: Option<String>,
     /// Bytes that the outbox takes on disk.
     pub outbox_bytes: u64,
 }

@@ -1,11 +1,15 @@
 //! The trace context of the publisher, which joins its trace to the delivery.
 
-/// The current span as a [W3C `traceparent`](https://www.w3.org/TR/trace-context/#traceparent-header).
-///
+/// The current span of OpenTelemetry, else that of Sentry, as a
+/// [W3C `traceparent`](https://www.w3.org/TR/trace-context/#traceparent-header).
+pub(crate) fn current_parent() -> Option<String> {
+    of_opentelemetry().or_else(of_sentry)
+}
+
 /// `tracing-opentelemetry` makes the OpenTelemetry context of an entered `tracing` span the current
 /// one, so that this sees both kinds of span.
 #[cfg(feature = "opentelemetry")]
-pub(crate) fn current_parent() -> Option<String> {
+fn of_opentelemetry() -> Option<String> {
     use opentelemetry::Context;
     use opentelemetry::trace::TraceContextExt;
 
@@ -20,8 +24,63 @@ pub(crate) fn current_parent() -> Option<String> {
 }
 
 #[cfg(not(feature = "opentelemetry"))]
-pub(crate) fn current_parent() -> Option<String> {
+fn of_opentelemetry() -> Option<String> {
     None
+}
+
+/// `sentry-tracing` makes the span of an entered `tracing` span the current one.
+#[cfg(feature = "sentry")]
+fn of_sentry() -> Option<String> {
+    let span = sentry_core::configure_scope(|scope| scope.get_span())?;
+    // "trace-span-sampled", without the last where that is not decided.
+    let (_, header) = span
+        .iter_headers()
+        .find(|(name, _)| *name == "sentry-trace")?;
+    let mut parts = header.split('-');
+    let (trace_id, span_id) = (parts.next()?, parts.next()?);
+    let sampled = u8::from(parts.next() == Some("1"));
+    Some(format!("00-{trace_id}-{span_id}-{sampled:02x}"))
+}
+
+#[cfg(not(feature = "sentry"))]
+fn of_sentry() -> Option<String> {
+    None
+}
+
+#[cfg(all(test, feature = "sentry"))]
+mod sentry_tests {
+    use super::current_parent;
+
+    #[test]
+    fn the_span_of_sentry_is_the_trace_parent() {
+        let header = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-1";
+        let options = sentry_core::ClientOptions::new().traces_sample_rate(1.0);
+        let mut parent = None;
+        sentry_core::test::with_captured_envelopes_options(
+            || {
+                let context = sentry_core::TransactionContext::continue_from_headers(
+                    "create_user",
+                    "http.server",
+                    [("sentry-trace", header)],
+                );
+                let transaction = sentry_core::start_transaction(context);
+                sentry_core::configure_scope(|scope| scope.set_span(Some(transaction.into())));
+                parent = current_parent();
+            },
+            options,
+        );
+        let parent = parent.unwrap_or_default();
+        assert_eq!(parent.len(), 55, "{parent}");
+        assert!(
+            parent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"),
+            "{parent}"
+        );
+        // The span of this service, not that of the caller.
+        assert!(
+            !parent.contains("00f067aa0ba902b7") && parent.ends_with("-01"),
+            "{parent}"
+        );
+    }
 }
 
 #[cfg(all(test, feature = "opentelemetry"))]

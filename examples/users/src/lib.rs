@@ -4,10 +4,12 @@
 
 #![warn(missing_docs)]
 
+mod collected;
 mod config;
 mod http;
 mod server;
 mod users;
 
+pub use collected::{collect, collected};
 pub use config::{Config, LogFormat};
 pub use server::Server;

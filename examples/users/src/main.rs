@@ -1,16 +1,18 @@
 //! Starts the sample application, logs, and stops on SIGTERM or SIGINT.
 //!
 //! Environment: `DATABASE_URL`, `LISTEN` (127.0.0.1:8080), `USERS_FAIL_RATE` (0), `LOG_FORMAT`
-//! (`text` or `json`), `RUST_LOG` (info).
+//! (`text` or `json`), `RUST_LOG` (info), `SENTRY_DSN` (none), `SENTRY_TRACES_SAMPLE_RATE` (1).
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 use users::{Config, LogFormat, Server};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    start_logs(LogFormat::from_env()?)?;
+    let _collected = start_logs(LogFormat::from_env()?)?;
     let config = Config::from_env()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -30,19 +32,26 @@ async fn main() -> anyhow::Result<()> {
         .await
 }
 
-/// Logs go to stdout; `RUST_LOG` chooses what, otherwise `info`.
-fn start_logs(format: LogFormat) -> anyhow::Result<()> {
+/// Logs go to stdout; `RUST_LOG` chooses what, otherwise `info`. Requests and errors go to Sentry where
+/// `SENTRY_DSN` says so, until what this returns is dropped.
+fn start_logs(format: LogFormat) -> anyhow::Result<Option<sentry::ClientInitGuard>> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) => EnvFilter::try_new(directives).context("RUST_LOG cannot be read")?,
         Err(_) => EnvFilter::new("info"),
     };
-    let logs = tracing_subscriber::fmt().with_env_filter(filter);
-    match format {
-        LogFormat::Json => logs.json().flatten_event(true).init(),
+    let logs = tracing_subscriber::fmt::layer();
+    let logs = match format {
+        LogFormat::Json => logs.json().flatten_event(true).boxed(),
         LogFormat::Text => {
-            logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout()))
-                .init();
+            let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
+            logs.with_ansi(is_terminal).boxed()
         }
-    }
-    Ok(())
+    };
+    let collected = users::collect()?;
+    let layers = collected.is_some().then(users::collected);
+    tracing_subscriber::registry()
+        .with(logs.with_filter(filter))
+        .with(layers)
+        .init();
+    Ok(collected)
 }

@@ -3,7 +3,7 @@
 use pillarbox::{Error as PublishError, Event, Publisher, Uuid};
 use serde::Serialize;
 use sqlx::{FromRow, PgPool};
-use tracing::{info, warn};
+use tracing::{error, info};
 
 /// Characters of an email address (RFC 5321, 4.5.3.1.3).
 const EMAIL_CHARS_MAX: usize = 254;
@@ -150,7 +150,7 @@ impl Users {
                 info!(use_case, outcome = "already_exists", "user not created");
             }
             Err(error) => {
-                warn!(use_case, outcome = "rolled_back", error = %chain(error), "user not created");
+                error!(use_case, outcome = "rolled_back", error = %chain(error), "user not created");
             }
         }
         created.map(|(user, _)| user)

@@ -66,11 +66,7 @@ struct Ended {
 impl Relay {
     pub(crate) async fn run(self, place: &Place) -> Outcome {
         let config = place.config()?;
-        if self.once {
-            logging::quiet();
-        } else {
-            logging::daemon(&config.log)?;
-        }
+        let _collected = logging::relay(&config, self.once)?;
         let destinations = Destination::all(&config)?;
         if destinations.is_empty() {
             return Err(Failure::usage(

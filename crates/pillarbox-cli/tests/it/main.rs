@@ -4,6 +4,7 @@ mod program;
 mod proof;
 
 mod bad_input;
+mod collected;
 mod columns;
 mod configuration;
 mod console;

@@ -7,7 +7,7 @@ use config::{Value, ValueKind};
 use super::ConfigError;
 
 /// The sections of fixed name, and their keys.
-pub(super) const SECTIONS: [(&str, &[&str]); 4] = [
+pub(super) const SECTIONS: [(&str, &[&str]); 5] = [
     ("postgres", &["url"]),
     (
         "relay",
@@ -25,6 +25,7 @@ pub(super) const SECTIONS: [(&str, &[&str]); 4] = [
     ),
     ("console", &["listen"]),
     ("log", &["format", "level"]),
+    ("sentry", &["environment", "traces_sample_rate"]),
 ];
 
 /// The keys of each `[sinks.NAME]`.

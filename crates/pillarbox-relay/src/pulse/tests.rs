@@ -43,6 +43,7 @@ fn batch(number: i64) -> Batch {
 
 fn probe(waiting: Option<u64>) -> Probe {
     Probe {
+        trace_parent: None,
         snapshot: snapshot(),
         waiting: waiting.map(seconds),
         outbox_bytes: 8192,

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::family::{Family, State};
 use super::halt::stopped;
@@ -12,6 +13,7 @@ use crate::clock::Clock;
 use crate::failpoint::step;
 use crate::sink::{Attempt, Delivery, Doubt, Insert, Look, Reaction, Resolution, Sink, Trouble};
 use crate::source::{DeadLetter, Outcome, Record, Session, Source};
+use crate::trace::step_span;
 
 /// What became of one batch's blocks.
 pub(super) struct Sent {
@@ -46,8 +48,25 @@ struct Sending {
 }
 
 impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
-    /// Delivers every piece of a family, then records what became of it.
+    /// Delivers a family, and says so where somebody collects traces and errors.
     pub(super) async fn deliver(
+        &self,
+        tenure: &Tenure<'_, S::Session, K::Plan>,
+        family: Family,
+    ) -> Result<(), Halt> {
+        let (span, batch, rows) = (family.span.clone(), family.root, family.rows);
+        let ended = self.deliver_pieces(tenure, family).instrument(span.clone());
+        let ended = ended.await;
+        if let Err(halt @ Halt::Stopped(..)) = &ended {
+            let error: &dyn std::error::Error = halt;
+            let sink = &self.options.sink;
+            span.in_scope(|| tracing::error!(%sink, batch, rows, error, "a batch stops its sink"));
+        }
+        ended
+    }
+
+    /// Delivers every piece of a family, then records what became of it.
+    async fn deliver_pieces(
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
         mut family: Family,
@@ -77,15 +96,14 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             }
         }
         step!("before-confirm");
-        tenure
-            .session
-            .record(&mut Record {
-                outcomes: &family.outcomes,
-                dead: &family.dead,
-                settled_retry: family.settled_retry(),
-                ..Record::default()
-            })
-            .await?;
+        let record = &mut Record {
+            outcomes: &family.outcomes,
+            dead: &family.dead,
+            settled_retry: family.settled_retry(),
+            ..Record::default()
+        };
+        let confirmed = tenure.session.record(record);
+        confirmed.instrument(step_span!("confirm")).await?;
         self.tell(&family, began);
         tenure.session.report(None).await?;
         Ok(())
@@ -97,6 +115,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             self.pulse
                 .delivered(batch, outcome, began, self.clock.now());
             tracing::info!(
+                sink = %self.options.sink,
                 batch = batch.number,
                 kind = batch.kind.as_str(),
                 rows = outcome.rows,
@@ -229,7 +248,8 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         sending: &mut Sending,
     ) -> Result<Result<Option<BlockEnd>, Trouble>, Halt> {
         let doubt = self.doubt(tenure, prepared, sending);
-        match self.sink.resolve(&tenure.plan, insert, doubt).await {
+        let resolved = self.sink.resolve(&tenure.plan, insert, doubt);
+        match resolved.instrument(step_span!("resolve")).await {
             Ok(Resolution::Resend) => {
                 // Old servers answer a block of another type with an error that says nothing else.
                 self.plan_is_current(tenure).await?;
@@ -332,7 +352,10 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         step!("before-send");
         self.pulse.inserting();
         self.blocks.fetch_add(1, Ordering::Relaxed);
-        let delivery = self.sink.deliver(&tenure.plan, insert, attempt).await;
+        let block = insert.ordinal;
+        let delivery = self.sink.deliver(&tenure.plan, insert, attempt);
+        let delivery = delivery.instrument(step_span!("insert", block = block, attempt = number));
+        let delivery = delivery.await;
         step!("block-answered");
         Ok(delivery)
     }

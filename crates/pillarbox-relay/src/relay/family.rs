@@ -1,5 +1,7 @@
 //! A batch and what it was split into: delivered piece by piece, and settled as one.
 
+use tracing::Span;
+
 use super::options::Poison;
 use super::sealing::Prepared;
 use crate::batch::{Batch, Kind, Store};
@@ -10,8 +12,10 @@ use crate::source::{DeadLetter, Outcome, Unfinished};
 pub(super) struct Family {
     /// Number of its first batch.
     pub(super) root: i64,
+    /// What traces show of it.
+    pub(super) span: Span,
     /// Rows of its first batch.
-    rows: u64,
+    pub(super) rows: u64,
     is_retry: bool,
     pieces: Vec<Piece>,
     /// What is known of the pieces that need no further insert; recorded together at the end.
@@ -52,29 +56,30 @@ impl Piece {
 
 impl Family {
     /// Of one batch that is not a child.
-    pub(super) fn of(prepared: Prepared) -> Self {
+    pub(super) fn of(prepared: Prepared, span: Span) -> Self {
         let batch = &prepared.batch;
         let is_retry = batch.kind == Kind::Retry;
-        let mut family = Self::new(batch.family(), batch.rows, is_retry);
+        let mut family = Self::new(batch.family(), batch.rows, is_retry, span);
         family.add(0, State::Ready(prepared));
         family
     }
 
     /// Of children that an earlier tenure left behind.
-    pub(super) fn left_behind(root: i64, children: Vec<Unfinished>) -> Self {
+    pub(super) fn left_behind(root: i64, children: Vec<Unfinished>, span: Span) -> Self {
         let rows = children.first().map_or(0, |child| child.family_rows);
         let mut stores = children.iter().map(|child| child.batch.selection.store);
         // A replay of a retry has the store of that one.
         let is_retry = stores.any(|store| store == Store::Retried(root));
-        let mut family = Self::new(root, rows, is_retry);
+        let mut family = Self::new(root, rows, is_retry, span);
         for child in children {
             family.add(0, State::Sealed(child));
         }
         family
     }
 
-    fn new(root: i64, rows: u64, is_retry: bool) -> Self {
+    fn new(root: i64, rows: u64, is_retry: bool, span: Span) -> Self {
         Self {
+            span,
             root,
             rows,
             is_retry,
@@ -180,7 +185,7 @@ mod tests {
 
     #[test]
     fn refused_blocks_of_one_depth_count_once() {
-        let mut family = Family::new(7, 1_000, false);
+        let mut family = Family::new(7, 1_000, false, Span::none());
         for depth in [0, 1, 1, 2, 2, 2] {
             family.refuse(depth);
         }

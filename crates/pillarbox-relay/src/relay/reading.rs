@@ -1,6 +1,7 @@
 //! From a span to encoded rows: what the outbox gives, in a builder.
 
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::sealing::EncoderOf;
 use super::{Halt, Relay, Tenure};
@@ -9,6 +10,7 @@ use crate::clock::Clock;
 use crate::sink::{Plan, Reaction, RowError, Sink, Terms, Trouble};
 use crate::snapshot::Span;
 use crate::source::{Session, Source, SourceError};
+use crate::trace::step_span;
 
 /// What to read and encode.
 pub(super) struct Reading<'a> {
@@ -48,7 +50,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 .setting_aside(dead_max);
             let session = tenure.session;
             let read = session.read_selected(span, selection, columns, rows_max, &mut builder);
-            match read.await {
+            match read.instrument(step_span!("read")).await {
                 Ok(()) => return Ok(builder),
                 Err(SourceError::Awaited(value)) => {
                     failures += 1;

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use tokio::time::Instant;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::family::{Family, drift};
@@ -20,6 +21,7 @@ use crate::snapshot::{Position, Snapshot, Span};
 use crate::source::{
     DeadLetter, Ending, Outcome, Record, Session, Source, SourceError, Standing, Unfinished,
 };
+use crate::trace::{self, step_span};
 
 /// The encoder of a sink.
 pub(super) type EncoderOf<K> = <<K as Sink>::Plan as Plan>::Encoder;
@@ -107,12 +109,19 @@ impl Sketch {
 
 /// What comes next.
 enum Next {
-    /// Events wait; the snapshot ends their window.
-    Window(Snapshot),
+    /// Events wait; the snapshot ends their window. With the trace context of one of the first.
+    Window(Snapshot, Option<String>),
     /// Something is to be delivered again.
     Request,
-    /// A stop was requested, or a drain is at its end.
-    Nothing,
+}
+
+impl Next {
+    fn trace_parent(&self) -> Option<&str> {
+        match self {
+            Self::Window(_, trace_parent) => trace_parent.as_deref(),
+            Self::Request => None,
+        }
+    }
 }
 
 impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
@@ -139,19 +148,23 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             return self.resume(tenure, sealing, unfinished).await.map(Some);
         }
         loop {
-            let next = self.await_next(tenure, sealing).await?;
-            if !matches!(next, Next::Nothing) {
-                self.plan_is_current(tenure).await?;
-            }
-            sealing.has_answered = matches!(next, Next::Request);
-            let prepared = match next {
-                Next::Window(now) => self.seal_window(tenure, sealing, now).await?,
-                Next::Request => self.answer_request(tenure, &sealing.position).await?,
-                Next::Nothing => return Ok(None),
+            let Some(next) = self.await_next(tenure, sealing).await? else {
+                return Ok(None);
             };
+            self.plan_is_current(tenure).await?;
+            sealing.has_answered = matches!(next, Next::Request);
+            let span = trace::batch(&self.options.sink, next.trace_parent());
+            let prepared = async {
+                match next {
+                    Next::Window(now, _) => self.seal_window(tenure, sealing, now).await,
+                    Next::Request => self.answer_request(tenure, &sealing.position).await,
+                }
+            };
+            let prepared = prepared.instrument(span.clone()).await?;
             self.moved();
             if let Some(prepared) = prepared {
-                return Ok(Some(Family::of(prepared)));
+                trace::is_of(&span, &prepared.batch);
+                return Ok(Some(Family::of(prepared, span)));
             }
         }
     }
@@ -164,7 +177,10 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         first: Unfinished,
     ) -> Result<Family, Halt> {
         let Some(root) = first.batch.root else {
-            return Ok(Family::of(self.rebuild(tenure, first).await?));
+            let span = trace::batch(&self.options.sink, None);
+            trace::is_of(&span, &first.batch);
+            let rebuilt = self.rebuild(tenure, first).instrument(span.clone());
+            return Ok(Family::of(rebuilt.await?, span));
         };
         let others = std::mem::take(&mut sealing.unfinished);
         let (siblings, others): (Vec<_>, Vec<_>) = others
@@ -173,16 +189,17 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         sealing.unfinished = others.into();
         let mut children = vec![first];
         children.extend(siblings);
-        Ok(Family::left_behind(root, children))
+        let span = trace::batch(&self.options.sink, None);
+        Ok(Family::left_behind(root, children, span))
     }
 
     /// Probes until events wait that are old enough or many enough for a batch, or until there is a
-    /// wish for something to be delivered again.
+    /// wish for something to be delivered again. `None` when a stop was requested, or a drain is at its end.
     async fn await_next(
         &self,
         tenure: &Tenure<'_, S::Session, K::Plan>,
         sealing: &mut Sealing,
-    ) -> Result<Next, Halt> {
+    ) -> Result<Option<Next>, Halt> {
         let options = &self.options;
         let began = self.clock.now();
         let mut wait = options.probe_min;
@@ -194,30 +211,30 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             };
             let is_drain = tenure.mode == Mode::Drain;
             if tenure.stop.is_cancelled() || (is_drain && paused) {
-                return Ok(Next::Nothing);
+                return Ok(None);
             }
             // The rest of a cut window does not wait: there is a backlog. Behind one that lasts, wishes
             // would wait for ever: it goes first only when one was granted last.
             let is_cut = sealing.position.is_cut() && !paused;
             if is_cut && sealing.has_answered {
-                return Ok(Next::Window(sealing.position.to.clone()));
+                return Ok(Some(Next::Window(sealing.position.to.clone(), None)));
             }
             let wish = match has_requests && !paused {
                 true => self.wish(tenure).await?,
                 false => Wish::None,
             };
             if wish == Wish::Now {
-                return Ok(Next::Request);
+                return Ok(Some(Next::Request));
             }
             if is_cut {
-                return Ok(Next::Window(sealing.position.to.clone()));
+                return Ok(Some(Next::Window(sealing.position.to.clone(), None)));
             }
             let is_done = is_drain && wish == Wish::None;
             if is_drain && self.clock.now() - began > options.drain_patience {
                 return Err(Halt::GaveUp(Wish::held_back()));
             }
             if is_done && sealing.has_drained {
-                return Ok(Next::Nothing);
+                return Ok(None);
             }
             if !(paused || sealing.has_drained) {
                 let probe = tenure.session.probe(&sealing.position).await?;
@@ -229,15 +246,15 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                     Some(age) if age >= age_max || is_large || is_drain => {
                         sealing.outbox_bytes = probe.outbox_bytes;
                         sealing.has_drained = is_drain;
-                        return Ok(Next::Window(probe.snapshot));
+                        return Ok(Some(Next::Window(probe.snapshot, probe.trace_parent)));
                     }
                     Some(age) => wait = (age_max - age).min(options.probe_max),
-                    None if is_done => return Ok(Next::Nothing),
+                    None if is_done => return Ok(None),
                     None => wait = (wait * 2).min(options.probe_max),
                 }
             }
             if self.rest(wait.max(options.probe_min), tenure.stop).await {
-                return Ok(Next::Nothing);
+                return Ok(None);
             }
         }
     }
@@ -323,7 +340,8 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             dead: &dead,
             ..with
         };
-        tenure.session.record(record).await?;
+        let sealed = tenure.session.record(record);
+        sealed.instrument(step_span!("seal")).await?;
         *last = number;
         drop(last);
         let [batch] = batches;

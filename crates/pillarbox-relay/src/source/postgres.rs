@@ -331,6 +331,7 @@ impl Tenure for PostgresSession {
         Ok(Probe {
             snapshot: ledger::snapshot(&row, 0)?,
             waiting: row.get::<_, Option<i64>>(1).map(micros),
+            trace_parent: row.get(3),
             outbox_bytes: row.get::<_, i64>(2).cast_unsigned(),
         })
     }

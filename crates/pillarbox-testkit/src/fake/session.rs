@@ -172,6 +172,7 @@ impl Session for FakeSession {
             });
             let oldest = seen.map(|row| row.published_at).min();
             Ok(Probe {
+                trace_parent: None,
                 snapshot: disk.transactions.snapshot(),
                 waiting: oldest.map(|at| now.duration_since(at).unwrap_or_default()),
                 outbox_bytes: disk.ring.bytes(),

@@ -15,6 +15,7 @@ mod postgres;
 mod process;
 mod program;
 mod replicas;
+mod sentry;
 mod tools;
 
 pub use clickhouse::{ClickHouse, Flavour};
@@ -24,6 +25,7 @@ pub(crate) use place::Port;
 pub use postgres::{Dump, Files, PgVersion, Postgres, PostgresBuilder};
 pub use program::Program;
 pub use replicas::Replicas;
+pub use sentry::{Item, Sentry};
 
 use std::future::Future;
 use std::time::{Duration, Instant};

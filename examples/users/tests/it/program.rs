@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use pillarbox_testkit::servers::eventually;
+use pillarbox_testkit::servers::{Sentry, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -134,6 +134,43 @@ async fn logs_hold_the_use_case_and_no_personal_data() {
             .contains("pillarbox migrate"),
         "{failed}"
     );
+}
+
+/// The trace of a request goes on in its event, and so in the delivery; nothing personal is reported.
+#[tokio::test]
+async fn requests_and_errors_reach_sentry_without_personal_data() {
+    let (database, sentry) = (Database::start().await, Sentry::start().await.unwrap());
+    let dsn = sentry.dsn();
+    let program = Program::start(&database, &[("SENTRY_DSN", &dsn)]).await;
+    assert_eq!(program.http.create("ada@example.org").await.0, 201);
+    let sql = "select trace_parent from pillarbox.event";
+    let event = database.admin.query_one(sql, &[]).await.unwrap();
+    let trace_parent: String = event.get(0);
+    database
+        .admin
+        .batch_execute("drop schema pillarbox cascade")
+        .await
+        .unwrap();
+    assert_eq!(program.http.create("bob@example.org").await.0, 500);
+    program.terminate();
+    program.end().await;
+
+    let transactions = sentry.items("transaction");
+    let of_event = transactions.iter().find(|transaction| {
+        let trace_id = transaction["contexts"]["trace"]["trace_id"].as_str();
+        trace_id.is_some_and(|trace_id| trace_parent[3..35] == *trace_id)
+    });
+    assert!(of_event.is_some(), "{trace_parent} in {transactions:?}");
+    let errors = sentry.items("event");
+    let failed = errors
+        .iter()
+        .find(|event| event.to_string().contains("pillarbox migrate"));
+    assert!(failed.is_some(), "{errors:?}");
+    for item in transactions.iter().chain(&errors) {
+        for personal in ["@example.org", "Lovelace", "Ada"] {
+            assert!(!item.to_string().contains(personal), "{item}");
+        }
+    }
 }
 
 #[tokio::test]
