@@ -1,5 +1,6 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup lint test demo chaos simulate
+tools := $(or $(PILLARBOX_TOOLS),$(if $(filter 0,$(shell id -u)),/var/cache/pillarbox,$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pillarbox))
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +29,6 @@ simulate: setup ## Run ten thousand random worlds in memory and in virtual time 
 	@cargo build --locked --profile simulate --features simulate --bin simulate -p pillarbox-testkit
 	@"$${CARGO_TARGET_DIR:-target}/simulate/simulate"
 
-tools := $(or $(PILLARBOX_TOOLS),$(if $(filter 0,$(shell id -u)),/var/cache/pillarbox,$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pillarbox))
 pillarbox = cargo run --quiet --release --locked -p pillarbox-cli --
 
 .PHONY: lint-packaging run stop logs install dist
@@ -57,6 +57,25 @@ dist: ## Build the release binary and its checksum into dist/
 	cargo build --release --locked -p pillarbox-cli
 	install -D -t dist target/release/pillarbox
 	cd dist && sha256sum pillarbox > pillarbox.sha256 && cat pillarbox.sha256
+
+.PHONY: lint-python test-python python-schema
+
+python = $(tools)/clients/bin/python
+
+lint: lint-python
+lint-python: setup
+	cd clients/python && $(python) -m ruff format --check .
+	cd clients/python && $(python) -m ruff check --quiet .
+	cd clients/python && $(python) -m mypy
+
+test: test-python
+test-python: setup ## Run the tests of the Python package, the Django sample and the recipes, on real servers
+	cargo build --locked --bin servers --bin pillarbox -p pillarbox-testkit -p pillarbox-cli
+	cd clients/python && $(python) -m pytest -q
+
+python-schema: ## Make the SQL and the migrations that the Python package ships from those of the program
+	@cargo build --locked -p pillarbox-cli
+	@scripts/python-schema
 
 .PHONY: fuzz
 
