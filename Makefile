@@ -64,14 +64,16 @@ python = $(tools)/clients/bin/python
 
 lint: lint-python
 lint-python: setup
-	cd clients/python && $(python) -m ruff format --check .
-	cd clients/python && $(python) -m ruff check --quiet .
+	cd clients/python && $(python) -m ruff format --check . ../../examples/django
+	cd clients/python && $(python) -m ruff check --quiet . ../../examples/django
 	cd clients/python && $(python) -m mypy
+	cd examples/django && $(python) -m mypy
 
 test: test-python
 test-python: setup ## Run the tests of the Python package, the Django sample and the recipes, on real servers
 	cargo build --locked --bin servers --bin pillarbox -p pillarbox-testkit -p pillarbox-cli
 	cd clients/python && $(python) -m pytest -q
+	cd examples/django && $(python) -m pytest -q
 
 python-schema: ## Make the SQL and the migrations that the Python package ships from those of the program
 	@cargo build --locked -p pillarbox-cli
