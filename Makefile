@@ -75,6 +75,11 @@ test-python: setup ## Run the tests of the Python package, the Django sample and
 	cd clients/python && $(python) -m pytest -q
 	cd examples/django && $(python) -m pytest -q
 
+.PHONY: demo-django
+demo-django: setup ## The same with the Django sample and a Celery worker that is killed (DEMO_SECONDS, DEMO_ENGINE=26)
+	@cargo build --locked --quiet --bin servers --bin pillarbox -p pillarbox-testkit -p pillarbox-cli
+	@cd examples/django && PYTHONPATH=tests:../../clients/python/tests:../../clients/python/src $(python) demo.py
+
 python-schema: ## Make the SQL and the migrations that the Python package ships from those of the program
 	@cargo build --locked -p pillarbox-cli
 	@scripts/python-schema
