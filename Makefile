@@ -14,6 +14,8 @@ lint: setup ## Check formatting and lints
 
 test: setup ## Run every test on real servers of its own
 	cargo test --workspace --all-features --doc --quiet
+	cargo nextest run --workspace --all-features --no-run
+	@$(MAKE) --no-print-directory pytest
 	cargo nextest run --workspace --all-features
 
 demo: setup ## Kill and restart under traffic, then compare every event (DEMO_SECONDS, DEMO_ENGINE=26, DEMO_KEEP=1)
@@ -58,7 +60,7 @@ dist: ## Build the release binary and its checksum into dist/
 	install -D -t dist target/release/pillarbox
 	cd dist && sha256sum pillarbox > pillarbox.sha256 && cat pillarbox.sha256
 
-.PHONY: lint-python test-python python-schema
+.PHONY: lint-python test-python pytest python-schema
 
 python = $(tools)/clients/bin/python
 
@@ -69,9 +71,12 @@ lint-python: setup
 	cd clients/python && $(python) -m mypy
 	cd examples/django && $(python) -m mypy
 
-test: test-python
-test-python: setup ## Run the tests of the Python package, the Django sample and the recipes, on real servers
+test-python: setup ## Run the tests of the Python package, the Django sample and the recipes only
 	cargo build --locked --bin servers --bin pillarbox -p pillarbox-testkit -p pillarbox-cli
+	@$(MAKE) --no-print-directory pytest
+
+# On programs that are built.
+pytest:
 	cd clients/python && $(python) -m pytest -q
 	cd examples/django && $(python) -m pytest -q
 
