@@ -136,8 +136,12 @@ def test_it_is_reversed_when_everything_is_delivered(alias: str, empty_database:
     assert check(alias)[0] == 0
 
 
-def test_many_at_once_install_it_once(alias: str, empty_database: str) -> None:
-    migrate(alias, "pillarbox", "zero")
+@pytest.mark.parametrize("level", ["read committed", "serializable"])
+def test_many_at_once_install_it_once(alias: str, empty_database: str, level: str) -> None:
+    database = urlsplit(empty_database).path[1:]
+    query(
+        empty_database, f"alter database {database} set default_transaction_isolation = '{level}'"
+    )
     failures: list[BaseException] = []
 
     def run() -> None:

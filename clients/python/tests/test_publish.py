@@ -142,7 +142,7 @@ def test_columns_that_were_added_are_written(driver: str, own_database: str) -> 
         (ids[0], None, None, "production"),
         (ids[1], 7, ["a", "b"], "production"),
     ]
-    with pytest.raises(pillarbox.OutboxMissing):
+    with pytest.raises(pillarbox.InvalidField, match="does not have a column"):
         pillarbox.publish(connection, UserCreated("a"), columns={"nowhere": 1})
     connection.close()
 

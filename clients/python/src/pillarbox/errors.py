@@ -81,10 +81,17 @@ def of_refusal(sqlstate: str, message: str) -> PillarboxError | None:
     if sqlstate == "42501":
         return MissingRights(
             "the database user may not publish; run `pillarbox grant USER --as publisher`, "
-            "with django name the user in PILLARBOX['PUBLISHERS'] and run `manage.py migrate`",
+            "with django name the user in PILLARBOX['PUBLISHERS'] and run `manage.py migrate`; "
+            "a column that was added needs `grant insert (COLUMN) on pillarbox.event to "
+            "pillarbox_publisher`",
             sqlstate=sqlstate,
         )
-    if sqlstate in ("3F000", "42P01", "42883", "42703"):
+    if sqlstate == "42703":
+        return InvalidField(
+            "the outbox does not have a column that `columns` names; add it to pillarbox.event",
+            sqlstate=sqlstate,
+        )
+    if sqlstate in ("3F000", "42P01", "42883"):
         return OutboxMissing(
             "the outbox is missing or older than this package; run `pillarbox migrate`, "
             "with django `manage.py migrate pillarbox`",

@@ -161,7 +161,7 @@ def send(connection: Any, events: Sequence[RawEvent]) -> None:
     for statement in statements(events):
         spoken.run(statement)
     is_kept = None
-    if isinstance(spoken, driver.Django) and listening():
+    if isinstance(spoken, driver.Django) and spoken.connection.in_atomic_block and listening():
         is_kept = _kept_by(spoken.connection)
     tell(events, is_kept)
 
