@@ -15,13 +15,16 @@ import math
 import re
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pillarbox.errors import NotJson
 
 #: A NUL as JSON writes it: an odd number of backslashes before ``u0000``.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+#: Most values of most events.
+_AS_THEY_ARE = frozenset((str, int, bool, type(None)))
 
 _NOT_FINITE = "JSON has neither NaN nor infinity; pass None or leave it out"
 
@@ -35,15 +38,30 @@ _REMEDIES: dict[type, str] = {
 }
 
 
+def _refuse_constant(_: str) -> None:
+    raise ValueError
+
+
+def _skip(_: str) -> int:
+    # Numbers are not converted: only their form matters, and converting long ones is slow.
+    return 0
+
+
+# Made once: making one takes longer than encoding a small event.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_skip, parse_float=_skip)
+
+
 def encode(event_type: str, value: Any) -> str:
     """Compact JSON of a pydantic model, a dataclass, or a mapping of such.
 
     Raises :class:`NotJson`.
     """
     try:
-        text = json.dumps(
-            plain(event_type, value), ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        )
+        if _is_model(value):
+            text = _of_model(event_type, value)
+        else:
+            text = _ENCODER.encode(plain(event_type, value))
     except RecursionError:
         raise _not_json(event_type, "", "it refers to itself, or is nested too deeply") from None
     check_text(event_type, text)
@@ -66,7 +84,7 @@ def check_json(event_type: str, text: str) -> None:
     if "\0" in text:
         raise _not_json(event_type, "", "it contains a NUL character; remove it")
     try:
-        json.loads(text, parse_constant=_refuse_constant, parse_int=_skip, parse_float=_skip)
+        _DECODER.decode(text)
     except (ValueError, RecursionError):
         # The error of json holds the whole text.
         pass
@@ -87,8 +105,18 @@ def check_text(event_type: str, text: str) -> None:
     raise _not_json(event_type, "", "a text in it holds half of a surrogate pair; repair the text")
 
 
+def _of_model(event_type: str, model: Any) -> str:
+    dumped = _dumped(event_type, model, "")
+    try:
+        return _ENCODER.encode(dumped)
+    except ValueError:
+        # NaN: found again below, with its place.
+        pass
+    return _ENCODER.encode(_plain(event_type, dumped, ""))
+
+
 def _plain(event_type: str, value: Any, path: str) -> Any:
-    if value is None or isinstance(value, bool):
+    if type(value) in _AS_THEY_ARE:
         return value
     if isinstance(value, enum.Enum):
         return _plain(event_type, value.value, path)
@@ -156,7 +184,7 @@ def _dumped(event_type: str, model: Any, path: str) -> Any:
     try:
         # Not model_dump_json, which writes NaN as null; JSON mode does so where the field is Any.
         dumped = model.model_dump(mode="json", warnings="error")
-        hides_nan = _holds(dumped, _is_null) and _holds(model.model_dump(), _is_not_finite)
+        hides_nan = _holds_null(dumped) and _holds_nan(model.model_dump())
     except (ValueError, TypeError) as error:
         # The message may quote a value.
         kind = type(error).__name__
@@ -167,31 +195,22 @@ def _dumped(event_type: str, model: Any, path: str) -> Any:
     raise _not_json(event_type, path, f"pydantic cannot serialise it ({kind})")
 
 
-def _holds(value: Any, is_wanted: Callable[[Any], bool]) -> bool:
-    if isinstance(value, Mapping):
-        return any(_holds(item, is_wanted) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(_holds(item, is_wanted) for item in value)
-    return is_wanted(value)
-
-
-def _is_null(value: Any) -> bool:
+def _holds_null(value: Any) -> bool:
+    if type(value) is dict:
+        return any(map(_holds_null, value.values()))
+    if type(value) is list:
+        return any(map(_holds_null, value))
     return value is None
 
 
-def _is_not_finite(value: Any) -> bool:
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_nan, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_nan, value))
     return isinstance(value, float) and not math.isfinite(value)
 
 
 def _not_json(event_type: str, path: str, reason: str) -> NotJson:
     where = f" at {path.lstrip('.')}" if path else ""
     return NotJson(f"event_context of event type {event_type!r} is not JSON{where}: {reason}")
-
-
-def _refuse_constant(_: str) -> None:
-    raise ValueError
-
-
-def _skip(_: str) -> int:
-    # Numbers are not converted: only their form matters, and converting long ones is slow.
-    return 0
