@@ -213,19 +213,8 @@ def compared(record: Record, made: Stage) -> int:
         "toString(event_id) as i, toString(event_type) as t, event_context as c, "
         "toString(environment) as e, toUInt8(metadata_version) as v, toString(event_date_time) as d"
     )
-    rows = made.arrived(columns)
-    times = Counter(row[0] for row in rows)
-    altered = {row[0] for row in rows if row[0] in record.events and is_altered(record, row)}
     ((dead,),) = made.query("select count(*) from pillarbox.dead_letter")
-    counts = {
-        "published": len(record.events),
-        "delivered": len(times.keys() & record.events.keys()),
-        "dead": dead,
-        "lost": len(record.events.keys() - times.keys()),
-        "duplicated": sum(count - 1 for count in times.values()),
-        "phantom": len(times.keys() - record.events.keys()),
-        "altered": len(altered),
-    }
+    counts = verdict(record.events, made.arrived(columns), dead)
     say(f"{record.rolled_back} events of rolled-back transactions stayed out")
     holds = not any(counts[name] for name in ("dead", "lost", "duplicated", "phantom", "altered"))
     if counts["published"] < _PUBLISHED_MIN:
@@ -236,10 +225,24 @@ def compared(record: Record, made: Stage) -> int:
     return 0 if holds else 1
 
 
-def is_altered(record: Record, row: list[Any]) -> bool:
+def verdict(events: dict[str, Expected], rows: list[list[Any]], dead: int) -> dict[str, int]:
+    """What was published against what is there, by id and content."""
+    times = Counter(row[0] for row in rows)
+    altered = {row[0] for row in rows if row[0] in events and is_altered(events[row[0]], row)}
+    return {
+        "published": len(events),
+        "delivered": len(times.keys() & events.keys()),
+        "dead": dead,
+        "lost": len(events.keys() - times.keys()),
+        "duplicated": sum(count - 1 for count in times.values()),
+        "phantom": len(times.keys() - events.keys()),
+        "altered": len(altered),
+    }
+
+
+def is_altered(expected: Expected, row: list[Any]) -> bool:
     """Whether a row is not what was published."""
-    event_id, event_type, context, environment, version, at = row
-    expected = record.events[event_id]
+    _, event_type, context, environment, version, at = row
     time_of = datetime.datetime.fromisoformat(at).replace(tzinfo=datetime.timezone.utc)
     is_in_time = expected.first - _PRECISION <= time_of <= expected.last
     content = (event_type, context, environment, int(version))

@@ -183,6 +183,23 @@ def test_publishers_named_in_the_settings_may_publish(alias: str, empty_database
         migrate(alias)
 
 
+def test_an_ordinary_user_with_the_two_rights_migrates_and_publishes(
+    alias: str, empty_database: str
+) -> None:
+    database = urlsplit(empty_database).path[1:]
+    query(
+        empty_database,
+        f"create role creator login createrole; grant create on database {database} to creator; "
+        "grant create on schema public to creator",
+    )
+    for _ in connected("creator", empty_database, "creator"):
+        migrate("creator")
+        code, findings = check("creator")
+        assert code == 0, findings
+        migrate("creator", "pillarbox", "zero")
+        assert check("creator")[0] == 3
+
+
 def test_missing_rights_name_who_can_help(alias: str, empty_database: str) -> None:
     query(empty_database, "create role weak login; grant create on schema public to weak")
     for _ in connected("weak", empty_database, "weak"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ def configure(log_format: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        # A traceback shows values of the statement that failed; `failures.describe` does not.
+        # The message of an error of the database may quote a row; `failures.describe` does not.
         _without_traceback,
     ]
     render: list[Any] = [
@@ -60,7 +61,14 @@ def bind_request(
 
 
 def _without_traceback(_: Any, __: str, fields: dict[str, Any]) -> dict[str, Any]:
-    error = fields.pop("exc_info", None)
-    if isinstance(error, tuple) and error[0] is not None:
-        fields.setdefault("error", error[0].__name__)
+    from sample.failures import describe
+
+    given = fields.pop("exc_info", None)
+    if given is True:
+        given = sys.exc_info()
+    error = given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        fields.setdefault("error", describe(error))
+        last = traceback.extract_tb(error.__traceback__)[-1:]
+        fields.setdefault("at", "".join(f"{each.filename}:{each.lineno}" for each in last))
     return fields

@@ -54,7 +54,8 @@ def once(program: str, *, time_limit_s: float) -> str:
     if process.returncode == _UNREACHABLE:
         log.warning("a server is away; the next call tries again", outcome="away", error=last)
         return "away"
-    log.error("delivery failed", outcome="failed", code=process.returncode, error=last)
+    # Not as an error: Sentry would report the line beside the exception.
+    log.warning("delivery failed", outcome="failed", code=process.returncode, error=last)
     raise DeliveryFailed(last)
 
 

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -113,3 +114,19 @@ def test_an_error_of_the_database_does_not_quote_the_row(shared: Stage, receiver
     (sent,) = eventually("an error", lambda: receiver.of("event"))
     assert [each["type"] for each in sent["exception"]["values"]][-1] == "IntegrityError"
     assert SECRET not in receiver.text
+
+
+def test_a_delivery_that_fails_is_reported(
+    shared: Stage, receiver: Receiver, tmp_path: Path
+) -> None:
+    program = tmp_path / "pillarbox"
+    program.write_text("#!/bin/sh\necho 'error: the table elsewhere is missing' >&2\nexit 3\n")
+    program.chmod(0o755)
+    env = {"SENTRY_DSN": receiver.dsn, "PILLARBOX": str(program), "RELAY_EVERY_S": "0.2"}
+    shared.start_worker(**env)
+    shared.start_beat(tmp_path, **env)
+    sent = eventually("an error", lambda: receiver.of("event"))[0]
+    (exception,) = sent["exception"]["values"]
+    assert exception["type"] == "DeliveryFailed"
+    assert exception["value"] == "error: the table elsewhere is missing"
+    assert "testkit@" not in receiver.text

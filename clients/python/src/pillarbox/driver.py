@@ -92,9 +92,8 @@ class Psycopg2:
     def run(self, statement: Statement) -> None:
         """Runs it."""
         psycopg2 = sys.modules["psycopg2"]
-        extensions = sys.modules["psycopg2.extensions"]
         try:
-            with extensions.cursor(self.connection) as cursor:
+            with self.connection.cursor() as cursor:
                 cursor.execute(statement.sql, statement.parameters)
             return
         except psycopg2.Error as error:
