@@ -81,7 +81,7 @@ pytest:
 	cd examples/django && $(python) -m pytest -q
 
 .PHONY: demo-django
-demo-django: setup ## The same with the Django sample and a Celery worker that is killed (DEMO_SECONDS, DEMO_ENGINE=26)
+demo-django: setup ## Publish by the Django sample, kill the Celery worker that delivers, then compare every event (DEMO_SECONDS, DEMO_ENGINE=26)
 	@cargo build --locked --quiet --bin servers --bin pillarbox -p pillarbox-testkit -p pillarbox-cli
 	@cd examples/django && PYTHONPATH=tests:../../clients/python/tests:../../clients/python/src $(python) demo.py
 
