@@ -82,13 +82,14 @@ def of_refusal(sqlstate: str, message: str) -> PillarboxError | None:
         return MissingRights(
             "the database user may not publish; run `pillarbox grant USER --as publisher`, "
             "with django name the user in PILLARBOX['PUBLISHERS'] and run `manage.py migrate`; "
-            "a column that was added needs `grant insert (COLUMN) on pillarbox.event to "
-            "pillarbox_publisher`",
+            "a column that was added without `pillarbox columns add` needs a grant of its own: "
+            "`grant insert (COLUMN) on pillarbox.event to pillarbox_publisher`",
             sqlstate=sqlstate,
         )
     if sqlstate == "42703":
         return InvalidField(
-            "the outbox does not have a column that `columns` names; add it to pillarbox.event",
+            "the outbox does not have a column that `columns` names; "
+            "add it with `pillarbox columns add`",
             sqlstate=sqlstate,
         )
     if sqlstate in ("3F000", "42P01", "42883"):
