@@ -21,7 +21,10 @@ _numbers = itertools.count(1)
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure() -> None:
     """Before pytest-django looks for settings."""
-    _urls.update(_started.enter_context(servers("postgres", "pgbouncer")))
+    try:
+        _urls.update(_started.enter_context(servers("postgres", "pgbouncer")))
+    except (RuntimeError, FileNotFoundError) as error:
+        pytest.exit(str(error), returncode=1)
     from django.conf import settings
 
     server = urlsplit(_urls["postgres"])

@@ -137,6 +137,13 @@ class TestInsideOfATestsTransaction:
             pillarbox.django.publish(UserCreated("a"))
         published_events.assert_nothing_published()
 
+    def test_it_counts_where_each_request_has_one(
+        self, published_events: Recorder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+        pillarbox.django.publish(UserCreated("a"))
+        published_events.assert_published(UserCreated("a"))
+
     def test_what_is_rolled_back_is_not_shown(self, published_events: Recorder) -> None:
         with transaction.atomic():
             pillarbox.django.publish(UserCreated("a"))
