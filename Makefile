@@ -1,5 +1,6 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup lint test demo chaos simulate
+tools := $(or $(PILLARBOX_TOOLS),$(if $(filter 0,$(shell id -u)),/var/cache/pillarbox,$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pillarbox))
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +14,8 @@ lint: setup ## Check formatting and lints
 
 test: setup ## Run every test on real servers of its own
 	cargo test --workspace --all-features --doc --quiet
+	cargo nextest run --workspace --all-features --no-run
+	@$(MAKE) --no-print-directory pytest
 	cargo nextest run --workspace --all-features
 
 demo: setup ## Kill and restart under traffic, then compare every event (DEMO_SECONDS, DEMO_ENGINE=26, DEMO_KEEP=1)
@@ -28,7 +31,6 @@ simulate: setup ## Run ten thousand random worlds in memory and in virtual time 
 	@cargo build --locked --profile simulate --features simulate --bin simulate -p pillarbox-testkit
 	@"$${CARGO_TARGET_DIR:-target}/simulate/simulate"
 
-tools := $(or $(PILLARBOX_TOOLS),$(if $(filter 0,$(shell id -u)),/var/cache/pillarbox,$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pillarbox))
 pillarbox = cargo run --quiet --release --locked -p pillarbox-cli --
 
 .PHONY: lint-packaging run stop logs install dist
@@ -57,6 +59,35 @@ dist: ## Build the release binary and its checksum into dist/
 	cargo build --release --locked -p pillarbox-cli
 	install -D -t dist target/release/pillarbox
 	cd dist && sha256sum pillarbox > pillarbox.sha256 && cat pillarbox.sha256
+
+.PHONY: lint-python test-python pytest python-schema
+
+python = $(tools)/clients/bin/python
+
+lint: lint-python
+lint-python: setup
+	cd clients/python && $(python) -m ruff format --check . ../../examples/django
+	cd clients/python && $(python) -m ruff check --quiet . ../../examples/django
+	cd clients/python && $(python) -m mypy
+	cd examples/django && $(python) -m mypy
+
+test-python: setup ## Run the tests of the Python package, the Django sample and the recipes only
+	cargo build --locked --bin servers --bin pillarbox -p pillarbox-testkit -p pillarbox-cli
+	@$(MAKE) --no-print-directory pytest
+
+# On programs that are built.
+pytest:
+	cd clients/python && $(python) -m pytest -q
+	cd examples/django && $(python) -m pytest -q
+
+.PHONY: demo-django
+demo-django: setup ## Publish by the Django sample, kill the Celery worker that delivers, then compare every event (DEMO_SECONDS, DEMO_ENGINE=26)
+	@cargo build --locked --quiet --bin servers --bin pillarbox -p pillarbox-testkit -p pillarbox-cli
+	@cd examples/django && PYTHONPATH=tests:../../clients/python/tests:../../clients/python/src $(python) demo.py
+
+python-schema: ## Make the SQL and the migrations that the Python package ships from those of the program
+	@cargo build --locked -p pillarbox-cli
+	@scripts/python-schema
 
 .PHONY: fuzz
 

@@ -14,6 +14,7 @@ mod place;
 mod postgres;
 mod process;
 mod program;
+mod redis;
 mod replicas;
 mod sentry;
 mod tools;
@@ -24,6 +25,7 @@ pub use pgbouncer::{PgBouncer, PoolMode};
 pub(crate) use place::Port;
 pub use postgres::{Dump, Files, PgVersion, Postgres, PostgresBuilder};
 pub use program::Program;
+pub use redis::{Persistence, Redis};
 pub use replicas::Replicas;
 pub use sentry::{Item, Sentry};
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use pillarbox_testkit::servers::{PgVersion, Postgres, eventually};
+use pillarbox_testkit::servers::{Persistence, PgVersion, Postgres, Redis, eventually};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -158,6 +158,51 @@ async fn a_bad_setting_fails_at_once_with_the_log() -> Result<()> {
         "the log is not in: {text}"
     );
     ensure!(started.elapsed() < DEADLINE, "it waited for the deadline");
+    Ok(())
+}
+
+#[tokio::test]
+async fn redis_keeps_across_a_kill_what_its_persistence_says() -> Result<()> {
+    for (persistence, kept) in [
+        (Persistence::None, ""),
+        (Persistence::Rdb, "saved"),
+        (Persistence::AppendAlways, "last"),
+        (Persistence::AppendEverySecond, "last"),
+    ] {
+        let redis = Redis::start(persistence).await?;
+        let url = redis.url();
+        redis.command("set key saved").await?;
+        if persistence == Persistence::Rdb {
+            redis.save().await?;
+        }
+        redis.command("set key last").await?;
+        redis.kill()?;
+        assert!(redis.pid().is_none());
+        redis.restart().await?;
+        assert_eq!(redis.command("get key").await?, kept, "{persistence:?}");
+        assert_eq!(redis.url(), url, "a restart keeps the port");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_redis_has_a_password_a_replica_and_leaves_nothing() -> Result<()> {
+    let redis = Redis::with(Persistence::None, &[("requirepass", "secret")]).await?;
+    assert!(redis.url().contains(":secret@"));
+    let (pid, dir) = (redis.pid().context("a pid")?, redis.dir().to_owned());
+    redis.pause()?;
+    drop(redis);
+    all_gone(pid, &dir).await?;
+
+    let primary = Redis::start(Persistence::None).await?;
+    primary.command("set key value").await?;
+    let replica = Redis::replica_of(&primary, Persistence::None).await?;
+    primary.kill()?;
+    assert_eq!(replica.command("get key").await?, "value");
+    let refused = replica.command("set key other").await.unwrap_err();
+    assert!(format!("{refused:#}").contains("READONLY"), "{refused:#}");
+    replica.command("replicaof no one").await?;
+    replica.command("set key other").await?;
     Ok(())
 }
 

@@ -1,0 +1,2 @@
+"""None: the tables are not Django's. The module is here because ``post_migrate`` reaches only
+applications that have one."""

@@ -1,0 +1,2 @@
+set local lock_timeout = '5s';
+lock table pillarbox.event in access exclusive mode
