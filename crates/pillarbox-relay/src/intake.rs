@@ -29,14 +29,15 @@ mod tenure;
 mod trouble;
 mod writing;
 
+use trouble::DEADLINE;
 pub use trouble::IntakeError;
 pub use writing::{Item, Written};
 
 /// Attempts of a drain before it gives up.
 const DRAIN_ATTEMPTS: u32 = 5;
 
-/// The largest share of the wait between two looks in which nothing is asked of PostgreSQL.
-const BEAT: Duration = Duration::from_secs(20);
+/// The longest wait between two looks in which the session shows no life.
+const STRIDE: Duration = Duration::from_secs(20);
 
 /// What one batch may hold.
 #[derive(Clone, Copy, Debug)]
@@ -166,7 +167,9 @@ impl Intake {
         let mut failures = 0;
         loop {
             let before = summary;
-            let attempt = self.attempt(stop, once, &mut summary).await;
+            let attempt = self
+                .attempt(stop, (once, failures == 0), &mut summary)
+                .await;
             self.metrics.set_active(false);
             let (what, error) = match attempt {
                 Ok(()) | Err(IntakeError::Stopped) => return Ok(summary),
@@ -192,10 +195,12 @@ impl Intake {
     async fn attempt(
         &self,
         stop: &CancellationToken,
-        once: bool,
+        (once, is_first): (bool, bool),
         summary: &mut Summary,
     ) -> Result<(), IntakeError> {
-        let mut tenure = Tenure::begin(&self.postgres, &self.identity, !once, stop).await?;
+        // A drain that has lost its session waits for the server to notice.
+        let patience = once.then_some(if is_first { Duration::ZERO } else { DEADLINE });
+        let mut tenure = Tenure::begin(&self.postgres, &self.identity, patience, stop).await?;
         let mut server = Server::connect(&self.client, &self.identity.source).await?;
         tracing::info!(
             kind = self.identity.kind,
@@ -220,7 +225,7 @@ impl Intake {
                     self.take_stream(&mut server, &mut tenure, &goal).await?
                 }
                 IntakeKind::RedisList => {
-                    let Some(chunk) = list::next(&mut server, &tenure).await? else {
+                    let Some(chunk) = list::next(&mut server, &mut tenure).await? else {
                         if once {
                             return self.forget(&mut tenure).await;
                         }
@@ -320,7 +325,7 @@ impl Intake {
         self.forget(tenure).await?;
         let mut left = self.age_max;
         while !left.is_zero() && !stop.is_cancelled() {
-            let step = left.min(BEAT);
+            let step = left.min(STRIDE);
             tokio::select! { biased;
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(step) => {}
@@ -350,10 +355,10 @@ async fn look(server: &mut Server) -> Result<(Waiting, Option<Id>), IntakeError>
     Ok((waiting, Id::parse(&text(last))))
 }
 
-fn too_large(size: u64, bounds: &Bounds) -> Reason {
+fn too_large(bounds: &Bounds) -> Reason {
     Reason(format!(
-        "it has {size} bytes, more than are held at once ({}); publish less, or raise max_bytes of the \
-         intake and retry it",
+        "it has more bytes than are held at once ({}); a retry takes what the outbox allows (pillarbox \
+         settings --event-bytes-max)",
         bounds.bytes_max
     ))
 }

@@ -6,6 +6,7 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -13,8 +14,8 @@ use uuid::Uuid;
 
 use super::entry::Body;
 use super::lines::{Line, Lines, Mark, Part};
-use super::tenure::{Advance, Identity, Tenure};
-use super::trouble::{IntakeError, in_time};
+use super::tenure::{Advance, Identity, Tenure, commit};
+use super::trouble::IntakeError;
 use super::writing::{self, Item, LargeLetter, Refused, Written};
 use super::{Bounds, too_large};
 use crate::failpoint::step;
@@ -143,7 +144,7 @@ impl Import {
             kind: "import",
             source: format!("{first:016x}"),
         };
-        let mut tenure = Tenure::begin(postgres, &identity, false, stop).await?;
+        let mut tenure = Tenure::begin(postgres, &identity, Some(Duration::ZERO), stop).await?;
         let mut imported = Imported {
             name,
             ..Imported::default()
@@ -232,6 +233,7 @@ impl Import {
         let items = items(lines);
         let (intake, before) = (tenure.intake, tenure.position.clone());
         let position = mark.write();
+        let warnings = tenure.warnings();
         let transaction = tenure.transaction().await?;
         let refused = writing::publish(&transaction, &items).await?;
         if let Some(Refused { index, reason, .. }) = refused.first() {
@@ -258,8 +260,7 @@ impl Import {
             .write(&transaction, intake, before.as_deref())
             .await?;
         step!("intake-written");
-        in_time(transaction.commit()).await?;
-        tenure.check_durable()?;
+        commit(transaction, &warnings).await?;
         tenure.position = Some(position);
         Ok(written)
     }
@@ -273,12 +274,13 @@ impl Import {
         imported: &mut Imported,
     ) -> Result<Ahead, IntakeError> {
         let place = format!("line {line}");
-        let reason = too_large(first.len() as u64, &BOUNDS);
+        let reason = too_large(&BOUNDS);
         if self.is_strict {
             let reason = reason.0;
             return Err(IntakeError::Malformed { line, reason });
         }
         let (intake, before) = (tenure.intake, tenure.position.clone());
+        let warnings = tenure.warnings();
         let transaction = tenure.transaction().await?;
         let mut letter = LargeLetter::begin(&transaction, intake, &place, "json", &reason).await?;
         letter.add(&transaction, &first).await?;
@@ -307,8 +309,7 @@ impl Import {
         advance
             .write(&transaction, intake, before.as_deref())
             .await?;
-        in_time(transaction.commit()).await?;
-        tenure.check_durable()?;
+        commit(transaction, &warnings).await?;
         tenure.position = Some(position);
         imported.note(&place, &reason.0);
         imported.count(written, mark);

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::entry::{Body, Reason};
 use super::memory::{self, Hash, Stretch};
 use super::server::{Server, array, bytes, number, text, unreadable};
-use super::tenure::{Advance, Tenure};
+use super::tenure::{Advance, Tenure, commit};
 use super::trouble::{IntakeError, in_time};
 use super::writing::{self, Item, LargeLetter, Written};
 use super::{Bounds, Round};
@@ -90,11 +90,9 @@ pub(crate) async fn strays(server: &mut Server) -> Result<Vec<Chunk>, IntakeErro
 /// The chunk that has to be taken: one that is there, else the list, renamed.
 pub(crate) async fn next(
     server: &mut Server,
-    tenure: &Tenure,
+    tenure: &mut Tenure,
 ) -> Result<Option<Chunk>, IntakeError> {
-    const GREATEST: &str = include_str!("sql/greatest_chunk.sql");
-    let greatest = in_time(tenure.client().query_opt(GREATEST, &[&tenure.intake])).await?;
-    let greatest: Option<Uuid> = greatest.map(|row| row.get(0));
+    let greatest = greatest(tenure).await?;
     let key = server.key.clone();
     let marker = format!("{key}{MARKER}");
     let uuid = successor(greatest, Uuid::now_v7());
@@ -117,6 +115,18 @@ pub(crate) async fn next(
         step!("intake-renamed");
     }
     Ok(Some(chunk))
+}
+
+/// The greatest chunk that is recorded.
+async fn greatest(tenure: &mut Tenure) -> Result<Option<Uuid>, IntakeError> {
+    const GREATEST: &str = include_str!("sql/greatest_chunk.sql");
+    if let Some(known) = tenure.greatest {
+        return Ok(known);
+    }
+    let found = in_time(tenure.client().query_opt(GREATEST, &[&tenure.intake])).await?;
+    let greatest = found.map(|row| row.get(0));
+    tenure.greatest = Some(greatest);
+    Ok(greatest)
 }
 
 fn foreign_marker(marker: &str) -> IntakeError {
@@ -159,6 +169,9 @@ pub(crate) async fn take(
         if !is_end {
             return Ok((round, false));
         }
+    } else {
+        // Whoever recorded that may not have seen it become durable.
+        tenure.settle().await?;
     }
     let mut delete = redis::cmd("DEL");
     delete.arg(&chunk.key);
@@ -203,8 +216,11 @@ async fn record(
         &count,
         &is_doubtful,
     ];
+    // Not durable by itself: nothing is deleted before the commits that follow are.
     in_time(tenure.client().execute(RECORD, given)).await?;
-    tenure.check_durable()?;
+    if chunk.previous.is_some() {
+        tenure.greatest = Some(tenure.greatest.flatten().max(Some(chunk.uuid)));
+    }
     if restored > 0 {
         tracing::warn!(
             chunk = %chunk.uuid,
@@ -233,7 +249,7 @@ async fn record(
 /// How many entries the chunk has in common, from the oldest on, with one of these.
 async fn longest(
     server: &mut Server,
-    tenure: &Tenure,
+    tenure: &mut Tenure,
     chunk: &Chunk,
     mut others: Vec<Uuid>,
     bounds: &Bounds,
@@ -332,6 +348,7 @@ async fn take_entries(
     let hashes = found.entries.iter().map(|entry| Hash::of(entry));
     let intake = tenure.intake;
     let position = tenure.position.clone();
+    let warnings = tenure.warnings();
     let transaction = tenure.transaction().await?;
     let written = writing::write(&transaction, intake, &items).await?;
     let progress = Progress {
@@ -350,8 +367,7 @@ async fn take_entries(
         .write(&transaction, intake, position.as_deref())
         .await?;
     step!("intake-written");
-    in_time(transaction.commit()).await?;
-    tenure.check_durable()?;
+    commit(transaction, &warnings).await?;
     let round = Round {
         written,
         restored,
@@ -429,11 +445,12 @@ async fn take_large(
         after: record.taken + 1,
         is_end: record.taken + 1 >= length,
     };
+    let warnings = tenure.warnings();
     let transaction = tenure.transaction().await?;
     let mut written = Written::default();
     if !is_known {
         let place = place_of(chunk, record.taken);
-        let reason = super::too_large(size, bounds);
+        let reason = super::too_large(bounds);
         let mut letter = LargeLetter::begin(&transaction, intake, &place, "json", &reason).await?;
         for start in (1..).step_by(LargeLetter::PIECE) {
             let end = start + LargeLetter::PIECE - 1;
@@ -458,8 +475,7 @@ async fn take_large(
         .write(&transaction, intake, position.as_deref())
         .await?;
     step!("intake-written");
-    in_time(transaction.commit()).await?;
-    tenure.check_durable()?;
+    commit(transaction, &warnings).await?;
     let round = Round {
         written,
         restored: u64::from(is_known),

@@ -14,8 +14,8 @@ use tokio_postgres::Transaction;
 use super::entry::{Body, Reason};
 use super::memory::{Hash, Stretch};
 use super::server::{Server, array, bytes, number, text, unreadable};
-use super::tenure::{Advance, Tenure};
-use super::trouble::{IntakeError, in_time};
+use super::tenure::{Advance, Tenure, commit};
+use super::trouble::IntakeError;
 use super::writing::{self, Item, LargeLetter};
 use super::{Bounds, Round};
 use crate::failpoint::step;
@@ -167,6 +167,7 @@ async fn take_new(tenure: &mut Tenure, entries: &[Entry]) -> Result<Round, Intak
     let items: Vec<Item> = entries.iter().map(|entry| entry.item.clone()).collect();
     let position = entries.last().map(|entry| entry.id.to_string());
     let (intake, before) = (tenure.intake, tenure.position.clone());
+    let warnings = tenure.warnings();
     let transaction = tenure.transaction().await?;
     let written = writing::write(&transaction, intake, &items).await?;
     remember(&transaction, intake, entries.iter()).await?;
@@ -179,8 +180,7 @@ async fn take_new(tenure: &mut Tenure, entries: &[Entry]) -> Result<Round, Intak
         .write(&transaction, intake, before.as_deref())
         .await?;
     step!("intake-written");
-    in_time(transaction.commit()).await?;
-    tenure.check_durable()?;
+    commit(transaction, &warnings).await?;
     tenure.position = position;
     Ok(Round {
         written,
@@ -231,6 +231,7 @@ async fn take_low(tenure: &mut Tenure, entries: &[Entry]) -> Result<Round, Intak
         .collect();
     let (intake, before) = (tenure.intake, tenure.position.clone());
     let restored = again.len() as u64;
+    let warnings = tenure.warnings();
     let transaction = tenure.transaction().await?;
     let written = writing::write(&transaction, intake, &items).await?;
     remember(&transaction, intake, unknown.into_iter()).await?;
@@ -243,8 +244,7 @@ async fn take_low(tenure: &mut Tenure, entries: &[Entry]) -> Result<Round, Intak
         .write(&transaction, intake, before.as_deref())
         .await?;
     step!("intake-written");
-    in_time(transaction.commit()).await?;
-    tenure.check_durable()?;
+    commit(transaction, &warnings).await?;
     tracing::warn!(
         restored,
         taken = written.taken,
@@ -291,7 +291,8 @@ async fn take_large(
     let (key, place) = (server.key.clone(), id.to_string());
     let (intake, before) = (tenure.intake, tenure.position.clone());
     let position = (!is_low).then(|| place.clone());
-    let reason = super::too_large(size, bounds);
+    let reason = super::too_large(bounds);
+    let warnings = tenure.warnings();
     let transaction = tenure.transaction().await?;
     let mut letter = LargeLetter::begin(&transaction, intake, &place, "fields", &reason).await?;
     for start in (1..).step_by(LargeLetter::PIECE) {
@@ -316,8 +317,7 @@ async fn take_large(
         .write(&transaction, intake, before.as_deref())
         .await?;
     step!("intake-written");
-    in_time(transaction.commit()).await?;
-    tenure.check_durable()?;
+    commit(transaction, &warnings).await?;
     tenure.position = position.or(before);
     Ok(Round {
         written,

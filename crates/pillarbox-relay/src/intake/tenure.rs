@@ -12,12 +12,15 @@ use uuid::Uuid;
 use super::trouble::{IntakeError, in_time, timed};
 use super::writing::Written;
 use crate::failpoint::step;
-use crate::postgres::{self, Session};
+use crate::postgres::{self, Session, Warnings};
 use crate::schema::{self, INTAKE_LOCK_CLASS};
 
 /// The server ends a session that shows no life for this long: longer than the longest wait between two
 /// attempts, and than one command of Redis inside of a transaction.
 const SILENCE_MAX: &str = "90s";
+
+/// How often an idle session shows life.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// How often a stand-by asks for the lock.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
@@ -41,6 +44,9 @@ pub(crate) struct Tenure {
     /// Up to where nothing is remembered.
     pub(crate) forgotten: Option<String>,
     forgot_at: Option<Instant>,
+    beat_at: Instant,
+    /// The greatest chunk of a list that is recorded, once it was asked for.
+    pub(crate) greatest: Option<Option<Uuid>>,
 }
 
 /// What a transaction changes in the standing of an intake.
@@ -54,11 +60,11 @@ pub(crate) struct Advance<'a> {
 }
 
 impl Tenure {
-    /// Registers the intake where it is new, and waits for its lock, unless `waits` says otherwise.
+    /// Registers the intake where it is new, and waits for its lock, no longer than `patience`.
     pub(crate) async fn begin(
         config: &Config,
         identity: &Identity,
-        waits: bool,
+        patience: Option<Duration>,
         stop: &CancellationToken,
     ) -> Result<Self, IntakeError> {
         const LOCK: &str = include_str!("sql/lock.sql");
@@ -71,13 +77,14 @@ impl Tenure {
         in_time(client.query_one(SESSION, &[&SILENCE_MAX])).await?;
         let intake = register(&session, identity).await?;
         let mut is_announced = false;
+        let began = Instant::now();
         loop {
             let given: &[&(dyn ToSql + Sync)] = &[&INTAKE_LOCK_CLASS, &intake];
             let lock = in_time(client.query_one(LOCK, given)).await?;
             if lock.get(0) {
                 break;
             }
-            if !waits {
+            if patience.is_some_and(|patience| began.elapsed() >= patience) {
                 return Err(IntakeError::NotActive(identity.name.clone()));
             }
             if !is_announced {
@@ -95,6 +102,8 @@ impl Tenure {
             position: None,
             forgotten: None,
             forgot_at: None,
+            beat_at: Instant::now(),
+            greatest: None,
         };
         // After the lock: whoever held it has written its last.
         tenure.reload().await?;
@@ -114,9 +123,12 @@ impl Tenure {
         self.session.client()
     }
 
-    /// Shows life, and notices a session that is gone.
-    pub(crate) async fn beat(&self) -> Result<(), IntakeError> {
-        in_time(self.client().execute("select 1", &[])).await?;
+    /// Shows life, and notices a session that is gone; at most once a second.
+    pub(crate) async fn beat(&mut self) -> Result<(), IntakeError> {
+        if self.beat_at.elapsed() >= BEAT {
+            in_time(self.client().execute("select 1", &[])).await?;
+            self.beat_at = Instant::now();
+        }
         Ok(())
     }
 
@@ -125,16 +137,24 @@ impl Tenure {
         in_time(begin.isolation_level(IsolationLevel::ReadCommitted).start()).await
     }
 
-    /// Whether the last commit is durable. A COMMIT that was cancelled while it waited for a synchronous
-    /// stand-by warns, and may be lost with this server.
-    pub(crate) fn check_durable(&self) -> Result<(), IntakeError> {
-        match self.session.warnings().take() {
-            None => Ok(()),
-            Some(warning) => Err(IntakeError::Away {
-                what: format!("postgresql warns: {warning}"),
-                source: None,
-            }),
-        }
+    /// What the server warns of; see [`commit`].
+    pub(crate) fn warnings(&self) -> Warnings {
+        self.session.warnings().clone()
+    }
+
+    /// Makes sure that what was committed before is durable, without a change that anybody sees.
+    pub(crate) async fn settle(&mut self) -> Result<(), IntakeError> {
+        let (intake, before, warnings) = (self.intake, self.position.clone(), self.warnings());
+        let nothing = Advance {
+            position: None,
+            written: Written::default(),
+            restored: 0,
+        };
+        let transaction = self.transaction().await?;
+        nothing
+            .write(&transaction, intake, before.as_deref())
+            .await?;
+        commit(transaction, &warnings).await
     }
 
     /// Forgets what was taken long ago; at most once a minute.
@@ -177,6 +197,24 @@ impl Tenure {
         self.forgotten = greatest.or(known);
         self.forgot_at = Some(Instant::now());
         Ok(())
+    }
+}
+
+/// Commits durably. A COMMIT that was cancelled while it waited for a synchronous stand-by warns, and may be
+/// lost with this server.
+pub(crate) async fn commit(
+    transaction: Transaction<'_>,
+    warnings: &Warnings,
+) -> Result<(), IntakeError> {
+    // Whatever a trigger has warned of is none of its business.
+    warnings.take();
+    in_time(transaction.commit()).await?;
+    match warnings.take() {
+        None => Ok(()),
+        Some(warning) => Err(IntakeError::Away {
+            what: format!("postgresql warns: {warning}"),
+            source: None,
+        }),
     }
 }
 

@@ -26,8 +26,9 @@ local function read(from, to)
         local group = redis.call('XRANGE', key, from, to, 'COUNT', math.min(32, rows_max - rows))
         if #group == 0 then return entries, 0, 0 end
         for _, entry in ipairs(group) do
+            -- A text takes room also when it is empty.
             local size = 0
-            for _, text in ipairs(entry[2]) do size = size + #text end
+            for _, text in ipairs(entry[2]) do size = size + #text + 16 end
             if size > bytes_max and rows == 0 then return {{entry[1], {}}}, size, 1 end
             if bytes + size > bytes_max then return entries, 0, 1 end
             rows, bytes = rows + 1, bytes + size
