@@ -7,7 +7,7 @@ use pillarbox_testkit::servers::{Persistence, PgVersion, Redis, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::program::{DEADLINE, Program, connect, database, finish, says, signal};
+use crate::program::{DEADLINE, Program, connect, database, finish, says, signal, unique};
 
 const CONFIGURATION: &str = "
 [intake.logins]
@@ -121,6 +121,23 @@ async fn intakes_are_run_seen_and_their_dead_letters_handled() -> Result<()> {
         (2, 1),
         "{found}"
     );
+    // A relay alone may not publish; what the doctor says mends it.
+    let admin = connect(&url).await?;
+    let role = unique("relay");
+    let create = format!("create role {role} login; grant pillarbox_relay to {role}");
+    admin.batch_execute(&create).await?;
+    let as_relay = Program::on(&url.replace("postgres@", &format!("{role}@")))?
+        .with("REDIS_URL", &redis.url())
+        .file(CONFIGURATION)?;
+    let remedy = format!("grant pillarbox_publisher, pillarbox_relay to {role};");
+    let doctor = as_relay.run(&["doctor"]).await?;
+    ensure!(
+        doctor.code == 3 && doctor.out.contains(&remedy),
+        "{doctor:?}"
+    );
+    admin.batch_execute(&remedy).await?;
+    let doctor = as_relay.run(&["doctor"]).await?;
+    ensure!(!doctor.out.contains("may not publish"), "{doctor:?}");
     Ok(())
 }
 

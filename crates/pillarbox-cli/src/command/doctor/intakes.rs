@@ -11,12 +11,34 @@ const LATE_MS: u64 = 60_000;
 
 pub(super) async fn examine(subject: &Subject<'_>) -> Result<Findings, Failure> {
     let mut findings = Findings::of("intakes");
+    if !subject.config.intake.is_empty() {
+        rights(subject, &mut findings).await?;
+    }
     let answers = intakes::ask(subject.config).await;
     let standing = intakes::standing(subject.client, Some(subject.config), &answers).await?;
     for intake in &standing {
         one(intake, &mut findings);
     }
     Ok(findings)
+}
+
+/// An intake publishes, which a relay does not.
+async fn rights(subject: &Subject<'_>, findings: &mut Findings) -> Result<(), Failure> {
+    const MAY_PUBLISH: &str = include_str!("sql/may_publish.sql");
+    const USER: &str = "select pg_catalog.quote_ident(session_user)";
+    if subject.client.query_one(MAY_PUBLISH, &[]).await?.get(0) {
+        findings.ok("rights", "this user may take events over");
+        return Ok(());
+    }
+    let user: String = subject.client.query_one(USER, &[]).await?.get(0);
+    findings.problem(
+        "rights",
+        format!("{user} may not publish what an intake takes over"),
+        Remedy::psql(format!(
+            "grant pillarbox_publisher, pillarbox_relay to {user};"
+        )),
+    );
+    Ok(())
 }
 
 fn one(intake: &Standing, findings: &mut Findings) {

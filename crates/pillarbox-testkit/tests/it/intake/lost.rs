@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use pillarbox_testkit::servers::{Flavour, Persistence, Redis, eventually};
 
 use super::queue::{Kind, Load, PATIENCE, Queue, intake};
-use crate::scene::Scene;
+use crate::scene::{Scene, TABLE};
 
 async fn killed(kind: Kind, persistence: Persistence, kills: usize) -> Result<()> {
     let queue = Queue::start(kind, persistence).await?;
@@ -61,9 +61,12 @@ async fn inv_2_and_14_everything_is_killed_between_redis_and_clickhouse_26() -> 
         Ok(drained.status.success().then_some(()))
     })
     .await?;
+    // Of a write that Redis did not answer nobody knows but by its row; the outbox has forgotten some.
+    scene.drain().await?;
     for id in oracle.unresolved() {
-        let sql = format!("select count(*) from pillarbox.event where event_id = '{id}'");
-        oracle.resolve(id, scene.number(&sql).await? > 0);
+        let sql = format!("select count() from {TABLE} where event_id = '{id}'");
+        let count = scene.clickhouse.query(&sql).await?;
+        oracle.resolve(id, count.trim() != "0");
     }
     scene.holds_when_drained(&oracle).await?;
     Ok(())
