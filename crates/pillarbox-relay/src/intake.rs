@@ -2,7 +2,7 @@
 //!
 //! Entries of a Redis queue, or lines of a file, become rows of the outbox. Where an intake stands is
 //! written in the transaction of the rows, through the session that holds the intake's lock, so that each
-//! entry is taken over exactly once (INV-14). `docs/decisions/0009-intake.md` says what that depends on.
+//! entry is taken over exactly once (INV-14). `docs/decisions/0010-intake.md` says what that depends on.
 
 use std::time::Duration;
 
