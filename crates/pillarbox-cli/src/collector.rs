@@ -18,6 +18,7 @@ use tracing::Subscriber;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
 use tracing_subscriber::registry::LookupSpan;
+use url::Url;
 
 use crate::exit::Failure;
 
@@ -119,12 +120,28 @@ fn secrets(config: &Config) -> Vec<String> {
         in_urls.chain(sink.password.clone())
     });
     let sinks = sinks.map(|password| password.expose_secret().to_owned());
+    let intakes = config.intake.values().filter_map(|intake| {
+        let url = Url::parse(intake.url.as_ref()?.expose_secret()).ok()?;
+        url.password().map(str::to_owned)
+    });
     // What is shorter would take words apart, and protects nothing.
-    postgres
-        .into_iter()
-        .chain(sinks)
-        .filter(|secret| secret.len() >= 4)
-        .collect()
+    let secrets = postgres.into_iter().chain(sinks).chain(intakes);
+    let secrets = secrets.filter(|secret| secret.len() >= 4);
+    secrets.flat_map(|secret| forms(&secret)).collect()
+}
+
+/// A secret as it may stand in a text of JSON: as it is, escaped, and as a part of an address.
+fn forms(secret: &str) -> Vec<String> {
+    let quoted = serde_json::Value::from(secret).to_string();
+    let escaped = quoted.trim_matches('"').to_owned();
+    let mut address = Url::parse("http://u@h").ok();
+    let encoded = address.as_mut().and_then(|address| {
+        address.set_password(Some(secret)).ok()?;
+        address.password().map(str::to_owned)
+    });
+    let mut forms: Vec<String> = [escaped].into_iter().chain(encoded).collect();
+    forms.dedup();
+    forms
 }
 
 /// The event without secrets; `None` when they cannot be taken out.
@@ -159,9 +176,11 @@ mod tests {
 
     #[test]
     fn a_secret_is_taken_out_wherever_it_is() {
-        let secrets = ["hunter22".to_owned()];
-        let sent = without(event("password hunter22 is wrong"), &secrets);
-        let message = sent.and_then(|event| event.message);
-        assert_eq!(message.as_deref(), Some("password [redacted] is wrong"));
+        let secrets: Vec<String> = ["hunter22", "a\"b@c"].into_iter().flat_map(forms).collect();
+        for secret in ["hunter22", "a\"b@c", "a%22b%40c"] {
+            let sent = without(event(&format!("password {secret} is wrong")), &secrets);
+            let message = sent.and_then(|event| event.message);
+            assert_eq!(message.as_deref(), Some("password [redacted] is wrong"));
+        }
     }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::sink::{Encoder, Pushed, RowError, Terms};
 use crate::snapshot::{Cut, Span};
-use crate::source::Rows;
+use crate::source::{Closed, Rows};
 
 /// Number of bits that a batch number takes in the sink's column `batch`; the origin lies above.
 pub const NUMBER_BITS: u32 = 40;
@@ -249,6 +249,7 @@ pub struct Builder<E> {
     limits: Limits,
     without: Vec<Cut>,
     dead_max: u64,
+    is_waiting: bool,
     rows: u64,
     bytes: u64,
     last: Option<Cut>,
@@ -291,9 +292,6 @@ impl<E: Encoder> Rows for Builder<E> {
     }
 
     fn refuse(&mut self, error: RowError) -> Result<Pushed, RowError> {
-        if self.without.binary_search(&error.at()).is_ok() {
-            return Ok(Pushed::Skipped);
-        }
         if self.rows + self.dead() >= self.limits.rows_max {
             self.is_full = true;
             return Ok(Pushed::NoRoom);
@@ -301,10 +299,20 @@ impl<E: Encoder> Rows for Builder<E> {
         self.set_aside(error)
     }
 
-    fn close(&mut self) -> bool {
+    fn leaves_out(&mut self, row: &Row<'_>) -> bool {
+        self.without.binary_search(&row.at).is_ok() || self.encoder.skips(row)
+    }
+
+    fn close(&mut self) -> Closed {
+        if !self.is_waiting {
+            return Closed::Refuse;
+        }
         // A batch that sets nothing aside is one that was sealed: it has to be whole.
         self.is_full = self.dead_max > 0 && self.last.is_some();
-        self.is_full
+        match self.is_full {
+            true => Closed::Enough,
+            false => Closed::Wait,
+        }
     }
 }
 
@@ -329,6 +337,7 @@ impl<E: Encoder> Builder<E> {
             limits,
             without: Vec::new(),
             dead_max: 0,
+            is_waiting: true,
             rows: 0,
             bytes: 0,
             last: None,
@@ -351,6 +360,15 @@ impl<E: Encoder> Builder<E> {
     #[must_use]
     pub fn setting_aside(self, dead_max: u64) -> Self {
         Self { dead_max, ..self }
+    }
+
+    /// Refuses a row of which a value is to be waited for: what somebody asked for holds up nobody else.
+    #[must_use]
+    pub fn never_waiting(self) -> Self {
+        Self {
+            is_waiting: false,
+            ..self
+        }
     }
 
     /// Rows taken, those that the destination cannot represent excepted.

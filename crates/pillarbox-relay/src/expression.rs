@@ -13,6 +13,14 @@ pub struct Expression {
     pub missing: Missing,
 }
 
+impl Expression {
+    /// The expression as one value: null where it gives no row.
+    pub fn scalar(&self) -> String {
+        // A comment at its end must not reach further.
+        format!("(select ({}\n))", self.sql)
+    }
+}
+
 /// What becomes of an event for which an expression is null, as when the row that it refers to is not
 /// there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

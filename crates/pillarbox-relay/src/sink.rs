@@ -127,6 +127,12 @@ pub trait Encoder: fmt::Debug + Send {
     /// When the destination cannot represent the row; the encoder is unchanged then.
     fn push(&mut self, row: &Row<'_>) -> Result<Pushed, RowError>;
 
+    /// Whether the row belongs to a partition that is not encoded, told by what is not computed.
+    fn skips(&mut self, row: &Row<'_>) -> bool {
+        let _ = row;
+        false
+    }
+
     /// The blocks of the batch whose column `batch` is `sink_value`, ordered by first appearance of
     /// their partition.
     fn finish(self, sink_value: u64) -> Vec<EncodedBlock>;

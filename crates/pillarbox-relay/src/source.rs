@@ -163,10 +163,27 @@ pub trait Rows: Send {
         Err(error)
     }
 
-    /// Takes no further row; returns whether it can do without those that follow.
-    fn close(&mut self) -> bool {
+    /// Whether the row is not one of those that are read for, whatever its computed values are.
+    fn leaves_out(&mut self, row: &Row<'_>) -> bool {
+        let _ = row;
         false
     }
+
+    /// What to do about a row of which a value is to be waited for.
+    fn close(&mut self) -> Closed {
+        Closed::Wait
+    }
+}
+
+/// What is done about a row of which a value is to be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// Nothing more is taken: what was taken before it is enough.
+    Enough,
+    /// It is read again later.
+    Wait,
+    /// It is not waited for: it is refused.
+    Refuse,
 }
 
 /// What the ledger says about a sink.

@@ -13,7 +13,9 @@ pub const TARGET: &str = "pillarbox_relay::trace";
 
 /// The span of a batch that does not have a number yet.
 pub(crate) fn batch(sink: &str, trace_parent: Option<&str>) -> Span {
+    // A publisher may have written anything there.
     let continued = trace_parent.and_then(sentry_trace);
+    let trace_parent = trace_parent.filter(|_| continued.is_some());
     tracing::debug_span!(
         target: TARGET,
         "batch",
@@ -49,9 +51,13 @@ pub(crate) use step_span;
 /// Sources: "Trace Context", W3C; "sentry-trace", Sentry's developer documentation.
 fn sentry_trace(trace_parent: &str) -> Option<String> {
     let mut parts = trace_parent.split('-');
-    let (_, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (version, trace, span, flags) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let is_id =
         |id: &str, length| id.len() == length && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if parts.next().is_some() || version.len() != 2 || flags.len() != 2 {
+        return None;
+    }
     let flags = u8::from_str_radix(flags, 16).ok()?;
     (is_id(trace, 32) && is_id(span, 16)).then(|| format!("{trace}-{span}-{}", flags & 1))
 }

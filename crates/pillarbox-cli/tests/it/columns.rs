@@ -179,6 +179,21 @@ async fn a_context_can_be_the_json_of_clickhouse() -> Result<()> {
     assert_eq!(clickhouse.query(&ids).await?, "a\t7\n");
     let dead = program.json(&["dead-letters", "list"]).await?;
     ensure!(dead.to_string().contains("Duplicate path"), "{dead}");
+    // What is no object at all is refused without being quoted.
+    program
+        .done(&["publish", "c", r#"["what-nobody-may-see"]"#])
+        .await?;
+    program
+        .done(&[
+            "publish",
+            "d",
+            r#"{"n": 1e400, "m": "what-nobody-may-see"}"#,
+        ])
+        .await?;
+    let ran = program.run(&["relay", "--once"]).await?;
+    ensure!(!ran.err.contains("what-nobody-may-see"), "{}", ran.err);
+    let dead = program.json(&["dead-letters", "list"]).await?.to_string();
+    ensure!(!dead.contains("what-nobody-may-see"), "{dead}");
     program.done(&["verify"]).await?;
     let events = program.done(&["events"]).await?;
     ensure!(events.contains("user"), "{events}");

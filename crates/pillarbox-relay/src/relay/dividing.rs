@@ -13,7 +13,9 @@ use crate::batch::{Batch, Block, Builder, Kind, Limits, Row, Selection, sink_val
 use crate::clock::Clock;
 use crate::sink::{Doubt, Plan, Pushed, Reaction, RowError, Sink, Trouble};
 use crate::snapshot::{Cut, Span};
-use crate::source::{DeadLetter, Ending, Outcome, Record, Rows, Session, Source, SourceError};
+use crate::source::{
+    Closed, DeadLetter, Ending, Outcome, Record, Rows, Session, Source, SourceError,
+};
 
 /// One half of a block, encoded but not sealed.
 struct Half<E> {
@@ -122,6 +124,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                 selection: &selection,
                 limits,
                 dead_max: 0,
+                is_waiting: true,
                 terms: None,
             };
             let builder = self.read(tenure, reading).await?;
@@ -250,7 +253,11 @@ impl<E: crate::sink::Encoder> Rows for Finder<E> {
         self.builder.refuse(error)
     }
 
-    fn close(&mut self) -> bool {
+    fn leaves_out(&mut self, row: &Row<'_>) -> bool {
+        self.builder.leaves_out(row)
+    }
+
+    fn close(&mut self) -> Closed {
         self.builder.close()
     }
 }

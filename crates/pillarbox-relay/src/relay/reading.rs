@@ -19,6 +19,8 @@ pub(super) struct Reading<'a> {
     pub(super) limits: Limits,
     /// Rows to set aside at most; with 0, one that the sink cannot represent is an error.
     pub(super) dead_max: u64,
+    /// Whether a value that is not there yet is waited for, where the configuration says so.
+    pub(super) is_waiting: bool,
     /// On what the batch was sealed, where it was.
     pub(super) terms: Option<&'a Terms>,
 }
@@ -35,6 +37,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             selection,
             limits,
             dead_max,
+            is_waiting,
             terms,
         } = reading;
         let columns = tenure.plan.columns();
@@ -48,6 +51,9 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             let mut builder = Builder::new(encoder, limits)
                 .without(&selection.without)
                 .setting_aside(dead_max);
+            if !is_waiting {
+                builder = builder.never_waiting();
+            }
             let session = tenure.session;
             let read = session.read_selected(span, selection, columns, rows_max, &mut builder);
             match read.instrument(step_span!("read")).await {

@@ -7,7 +7,7 @@ use crate::batch::{Builder, Kind, Limits, Row, Selection, Store};
 use crate::clock::Clock;
 use crate::sink::{Encoder, Plan, Pushed, Reaction, RowError, Sink, Trouble};
 use crate::snapshot::{Cut, Position, Span};
-use crate::source::{Record, Replay, Request, Rows, Session, Source};
+use crate::source::{Closed, Record, Replay, Request, Rows, Session, Source};
 
 /// Whether something is to be delivered again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         limits.rows_max = limits.rows_max.min(RETRIED_MAX);
         let builder = Builder::new(tenure.plan.encoder(None, None), limits);
         let mut taker = Taker {
-            builder: builder.setting_aside(self.dead_max()),
+            builder: builder.setting_aside(self.dead_max()).never_waiting(),
             taken: Vec::new(),
         };
         let columns = tenure.plan.columns();
@@ -190,6 +190,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             selection,
             limits,
             dead_max: self.dead_max(),
+            is_waiting: false,
             terms: None,
         };
         self.read(tenure, reading).await
@@ -223,7 +224,11 @@ impl<E: Encoder> Rows for Taker<E> {
         Ok(pushed)
     }
 
-    fn close(&mut self) -> bool {
+    fn leaves_out(&mut self, row: &Row<'_>) -> bool {
+        self.builder.leaves_out(row)
+    }
+
+    fn close(&mut self) -> Closed {
         self.builder.close()
     }
 }

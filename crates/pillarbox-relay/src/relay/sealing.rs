@@ -272,6 +272,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             selection: &Selection::default(),
             limits: self.options.limits,
             dead_max: self.dead_max(),
+            is_waiting: true,
             terms: None,
         };
         let builder = self.read(tenure, reading).await?;
@@ -412,6 +413,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             selection: &batch.selection,
             limits,
             dead_max: 0,
+            is_waiting: true,
             terms: batch.terms.as_ref(),
         };
         let draft = self.read(tenure, reading).await?.finish(batch.sink_value());

@@ -359,6 +359,7 @@ impl Tenure for PostgresSession {
             columns,
             outbox: planned.as_ref(),
             rows_max,
+            computes: true,
         };
         if read::read(&mut reader, &reading, into).await? {
             *place = Some(reader);

@@ -118,13 +118,19 @@ impl Answer {
     }
 }
 
-/// The message without the values of columns, which a violated constraint shows, and not too long.
+/// What stands before values of rows: of a violated constraint, of JSON that cannot be parsed.
+const BEFORE_VALUES: [&str; 4] = [
+    "Column values:",
+    "object here:",
+    "JSON object from JSON element:",
+    "while parsing JSON object:",
+];
+
+/// The message without values of rows, and not too long.
 fn without_values(text: &str) -> String {
-    let text = text
-        .split("Column values:")
-        .next()
-        .unwrap_or_default()
-        .trim();
+    let ends = BEFORE_VALUES.iter().filter_map(|words| text.find(words));
+    let end = ends.min().unwrap_or(text.len());
+    let text = text[..end].trim();
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;

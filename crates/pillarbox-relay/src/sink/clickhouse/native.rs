@@ -206,20 +206,29 @@ fn unfit(row: &Row<'_>, column: &Planned, reason: String) -> RowError {
 }
 
 impl Encoder for NativeEncoder {
+    fn skips(&mut self, row: &Row<'_>) -> bool {
+        let Some(only) = &self.only else {
+            return false;
+        };
+        let layout = &self.layout;
+        // The rule looks at one plain column; what the others are does not matter.
+        let columns = layout.columns.iter().enumerate();
+        let values = columns.map(|(index, column)| value(row, index, column, &column.of));
+        let values: Vec<Value<'_>> = values.map(|v| v.unwrap_or(Value::Null)).collect();
+        let key = self.evaluator.key(&layout.rule, &values);
+        layout.rule.text(key) != *only
+    }
+
     fn push(&mut self, row: &Row<'_>) -> Result<Pushed, RowError> {
+        if self.skips(row) {
+            return Ok(Pushed::Skipped);
+        }
         let layout = Arc::clone(&self.layout);
         let mut values = Vec::with_capacity(layout.columns.len());
         for (index, column) in layout.columns.iter().enumerate() {
             values.push(value(row, index, column, &column.of)?);
         }
         let key = self.evaluator.key(&layout.rule, &values);
-        if self
-            .only
-            .as_ref()
-            .is_some_and(|only| layout.rule.text(key) != *only)
-        {
-            return Ok(Pushed::Skipped);
-        }
         let mut redacted = std::mem::take(&mut self.redacted);
         redacted.clear();
         let hash = self.hash(row, &values)?;

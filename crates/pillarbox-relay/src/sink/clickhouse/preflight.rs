@@ -113,7 +113,19 @@ pub(super) async fn is_current(
 ) -> bool {
     let asked = SinkColumn::of(client, &config.database, &config.table);
     match tokio::time::timeout(LOOK_MAX, asked).await {
-        Ok(Ok(columns)) => columns == plan.0.table,
+        Ok(Ok(columns)) => {
+            // Versions of a server differ in how they print a default.
+            let seen = |column: &SinkColumn| {
+                let SinkColumn {
+                    name,
+                    type_name,
+                    default_kind,
+                    ..
+                } = column;
+                (name.clone(), type_name.clone(), default_kind.clone())
+            };
+            columns.iter().map(seen).eq(plan.0.table.iter().map(seen))
+        }
         Ok(Err(_)) | Err(_) => true,
     }
 }

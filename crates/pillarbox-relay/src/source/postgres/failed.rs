@@ -11,13 +11,29 @@ use crate::snapshot::Cut;
 use crate::source::SourceError;
 
 /// Classes of SQLSTATE that are the fault of a value: cardinality, data, constraints, functions of users
-/// that raise, limits of a value.
-const OF_ROW: [&str; 5] = ["21", "22", "23", "P0", "54"];
+/// that raise in any language, limits of a value.
+const OF_ROW: [&str; 8] = ["21", "22", "23", "2F", "38", "39", "54", "P0"];
+
+/// Classes whose messages name objects and servers, and no value.
+const OF_NO_VALUE: [&str; 7] = ["08", "40", "42", "53", "55", "57", "58"];
 
 /// Whether the server could not compute a value, as against not do its work.
 pub(super) fn is_of_row(error: &Error) -> bool {
     let code = error.code().map(SqlState::code).unwrap_or_default();
     OF_ROW.iter().any(|class| code.starts_with(class))
+}
+
+/// What an error means for the session, without its text where that may quote an event.
+pub(super) fn untold(error: Error) -> SourceError {
+    let code = error.code().map(|code| code.code().to_owned());
+    match code {
+        Some(code) if !OF_NO_VALUE.iter().any(|class| code.starts_with(class)) => {
+            let what =
+                format!("an expression failed with SQLSTATE {code}; the server's log says more");
+            SourceError::Lost(what, None)
+        }
+        _ => lost(error),
+    }
 }
 
 /// The first row of the reading, with the column whose expression fails for it. Rows are computed in the
@@ -30,7 +46,7 @@ pub(super) async fn locate(
     let transaction = bounded(lock(reader, reading.outbox)).await?;
     let at = bounded(first(&transaction, reading)).await?;
     let Some(at) = at else {
-        return Err(lost(error));
+        return Err(untold(error));
     };
     for name in reading.columns {
         let computed = bounded(compute(&transaction, reading, at, name)).await?;
@@ -47,7 +63,7 @@ pub(super) async fn locate(
         }
     }
     // It has another value by now.
-    Err(lost(error))
+    Err(untold(error))
 }
 
 async fn first(
@@ -81,7 +97,7 @@ async fn compute(
     at: Cut,
     name: &str,
 ) -> Result<Result<(), Error>, SourceError> {
-    let (value, store) = (value(name, reading.outbox), store(reading));
+    let (value, store) = (value(name, reading), store(reading));
     let query = format!(
         "select {value} from {store} e where e.tx = '{}'::xid8 and e.id = {}",
         at.tx, at.id
@@ -89,6 +105,6 @@ async fn compute(
     match transaction.query(&query, &[]).await {
         Ok(_) => Ok(Ok(())),
         Err(error) if is_of_row(&error) => Ok(Err(error)),
-        Err(error) => Err(lost(error)),
+        Err(error) => Err(untold(error)),
     }
 }

@@ -1,9 +1,9 @@
-//! Between a COPY and a batch: rows of which a computed value is missing.
+//! Between a COPY and a batch: rows of which a computed value is missing, or could not be computed.
 
 use crate::batch::Row;
 use crate::expression::Missing;
 use crate::sink::{Pushed, RowError};
-use crate::source::{Rows, SourceError};
+use crate::source::{Closed, Rows, SourceError};
 
 use super::outbox::Outbox;
 
@@ -12,6 +12,10 @@ pub(super) struct Gate<'a, R> {
     into: &'a mut R,
     /// Columns that must not be null: their index, name, and what becomes of a row without.
     watched: Vec<(usize, &'a str, Missing)>,
+    /// Why the next row is refused, which was read without what is computed.
+    refusing: Option<RowError>,
+    /// What became of the last row that was refused in this way.
+    refused: Option<Pushed>,
     awaited: Option<RowError>,
 }
 
@@ -25,33 +29,60 @@ impl<'a, R: Rows> Gate<'a, R> {
         Self {
             into,
             watched: watched.collect(),
+            refusing: None,
+            refused: None,
             awaited: None,
         }
     }
 
     pub(super) fn push(&mut self, row: &Row<'_>) -> Result<Pushed, RowError> {
+        if self.refused.is_some() {
+            return Ok(Pushed::NoRoom);
+        }
+        if let Some(error) = self.refusing.take() {
+            let pushed = match self.into.leaves_out(row) {
+                true => Pushed::Skipped,
+                false => self.into.refuse(error)?,
+            };
+            self.refused = Some(pushed);
+            return Ok(pushed);
+        }
         let is_null = |index: usize| row.fields.get(index).copied().flatten().is_none();
         let lacks = self.watched.iter().find(|(index, ..)| is_null(*index));
         let Some(&(_, name, missing)) = lacks else {
             return self.into.push(row);
         };
+        if self.into.leaves_out(row) {
+            return Ok(Pushed::Skipped);
+        }
         let error = RowError {
             tx: row.at.tx,
             id: row.at.id,
             column: name.to_owned(),
             reason: "what it refers to is missing".to_owned(),
         };
-        if missing != Missing::Wait {
-            return self.into.refuse(error);
+        let closed = match missing {
+            Missing::Wait => self.into.close(),
+            Missing::Null | Missing::DeadLetter => Closed::Refuse,
+        };
+        match closed {
+            Closed::Refuse => self.into.refuse(error),
+            Closed::Enough => Ok(Pushed::NoRoom),
+            Closed::Wait => {
+                self.awaited = Some(error);
+                Ok(Pushed::NoRoom)
+            }
         }
-        if !self.into.close() {
-            self.awaited = Some(error);
-        }
-        Ok(Pushed::NoRoom)
     }
 
-    pub(super) fn refuse(&mut self, error: RowError) -> Result<Pushed, RowError> {
-        self.into.refuse(error)
+    /// Refuses the next row, and takes none after it until that was asked for.
+    pub(super) fn refuse_next(&mut self, error: RowError) {
+        (self.refusing, self.refused) = (Some(error), None);
+    }
+
+    /// What became of the row that was to be refused; `None` when it did not come.
+    pub(super) fn take_refused(&mut self) -> Option<Pushed> {
+        self.refused.take()
     }
 
     /// # Errors

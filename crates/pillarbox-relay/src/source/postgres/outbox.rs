@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row as SqlRow};
 
-use super::statement::{in_time, lost};
+use super::statement::{in_time, lost, timed};
 use crate::expression::Expression;
 use crate::sink::OutboxColumn;
 use crate::source::SourceError;
@@ -32,8 +32,14 @@ impl Outbox {
         let table: Vec<OutboxColumn> = rows.iter().map(column).collect();
         let mut given = table.clone();
         given.retain(|column| !expressions.contains_key(&column.name));
-        for (name, expression) in expressions {
-            given.push(typed(client, name, expression).await?);
+        if !expressions.is_empty() {
+            // A table that is locked must not keep this session, which beats, from its beat.
+            let limited = in_time(client.batch_execute("set lock_timeout = '1s'"));
+            limited.await?;
+            for (name, expression) in expressions {
+                given.push(typed(client, name, expression).await?);
+            }
+            in_time(client.batch_execute("set lock_timeout = 0")).await?;
         }
         Ok(Self { table, given })
     }
@@ -71,8 +77,8 @@ async fn typed(
     expression: &Expression,
 ) -> Result<OutboxColumn, SourceError> {
     const TYPE: &str = include_str!("sql/expression_type.sql");
-    let query = format!("select ({}\n) from pillarbox.event e", expression.sql);
-    let prepared = client.prepare(&query).await;
+    let query = format!("select {} from pillarbox.event e", expression.scalar());
+    let prepared = timed(async { Ok(client.prepare(&query).await) }).await?;
     let prepared = prepared.map_err(|error| invalid(name, error))?;
     let [of] = prepared.columns() else {
         return Err(refused(name, "it is not one value"));
@@ -103,7 +109,7 @@ async fn other_relation(
     query: &str,
 ) -> Result<Option<String>, SourceError> {
     let explain = format!("explain (verbose, costs off, format json) {query}");
-    let plan = client.query_one(&explain, &[]).await;
+    let plan = timed(async { Ok(client.query_one(&explain, &[]).await) }).await?;
     let plan = plan.map_err(|error| invalid(name, error))?;
     let plan: Value = plan.get(0);
     Ok(relation_in(&plan))

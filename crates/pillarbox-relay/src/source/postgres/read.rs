@@ -16,7 +16,7 @@ use super::{COLUMNS, begin, column, failed, lost};
 use crate::batch::{Selection, Store};
 use crate::postgres::{Canceller, Session, quote};
 use crate::sink::Pushed;
-use crate::snapshot::Span;
+use crate::snapshot::{Cut, Span};
 use crate::source::{Rows, SourceError};
 
 /// How long the server may be silent inside a COPY: it has nothing to wait for.
@@ -49,6 +49,8 @@ pub(super) struct Reading<'a> {
     /// The outbox as it was when the columns were chosen.
     pub(super) outbox: Option<&'a Outbox>,
     pub(super) rows_max: u64,
+    /// Whether expressions are computed; else they are null.
+    pub(super) computes: bool,
 }
 
 impl Reading<'_> {
@@ -113,9 +115,19 @@ pub(super) async fn read<R: Rows>(
             ..*reading
         };
         let refused = failed::locate(reader, &failed_at, error).await?;
-        span.after = Some(refused.at());
-        if gate.refuse(refused)? == Pushed::NoRoom {
-            return Ok(true);
+        let at = refused.at();
+        gate.refuse_next(refused);
+        let alone = Reading {
+            rows_max: 0,
+            computes: false,
+            ..failed_at
+        };
+        let mut one = Decoder::new(columns.len(), span.after);
+        pass(reader, &alone, &mut one, &mut gate).await?;
+        match gate.take_refused() {
+            Some(Pushed::NoRoom) => return Ok(true),
+            Some(Pushed::Taken | Pushed::Skipped) => span.after = Some(at),
+            None => return Err(gone(at)),
         }
         rows_max = rows_max.saturating_sub(decoder.taken() + 1);
     }
@@ -130,6 +142,11 @@ async fn pass<R: Rows>(
 ) -> Result<Copied, SourceError> {
     let canceller = reader.canceller().clone();
     let transaction = bounded(lock(reader, reading.outbox)).await?;
+    if reading.has_expressions() {
+        // What they read may be locked; the outbox must not be held for it.
+        const LIMIT: &str = "set local lock_timeout = '1s'";
+        bounded(async { transaction.batch_execute(LIMIT).await.map_err(lost) }).await?;
+    }
     let mut copied = Copied::Whole;
     for query in queries(reading) {
         let taken = decoder.taken();
@@ -139,8 +156,9 @@ async fn pass<R: Rows>(
         };
         copied = copy(&transaction, &canceller, &query, limit, decoder, gate).await?;
         match copied {
-            Copied::Failed(error) if !reading.has_expressions() || !failed::is_of_row(&error) => {
-                return Err(lost(error));
+            Copied::Failed(error) if !reading.has_expressions() => return Err(lost(error)),
+            Copied::Failed(error) if !failed::is_of_row(&error) => {
+                return Err(failed::untold(error));
             }
             Copied::Whole => {}
             _ => break,
@@ -253,20 +271,38 @@ async fn next(
 /// expressions of the configuration only, no parameters: COPY takes none.
 pub(super) type Query = fn(&Reading<'_>, u64) -> Option<String>;
 
-/// The columns after `tx` and `id`.
-fn select_list(reading: &Reading<'_>) -> String {
+/// `rows`, which are in order, with the columns after `tx` and `id`. Expressions stand above the order and
+/// the limit: a row is computed when it is sent, and not before those in front of it.
+fn columns_of(reading: &Reading<'_>, rows: &str) -> String {
     let columns = reading.columns.iter();
-    columns.fold(String::new(), |mut list, name| {
-        let _ = write!(list, ", {}", value(name, reading.outbox));
+    let list = columns.fold(String::new(), |mut list, name| {
+        let _ = write!(list, ", {}", value(name, reading));
         list
-    })
+    });
+    format!("select e.tx, e.id{list} from ({rows}) e")
 }
 
-/// A column of `e`, or the expression for it, as the type that was planned.
-pub(super) fn value(name: &str, outbox: Option<&Outbox>) -> String {
-    let column = outbox.and_then(|outbox| outbox.find(name));
+/// What is selected of each row beneath that.
+fn star(reading: &Reading<'_>) -> String {
+    if reading.has_expressions() {
+        return "e.*".to_owned();
+    }
+    let columns = reading.columns.iter().map(|name| quote::identifier(name));
+    let columns = columns.fold("e.tx, e.id".to_owned(), |list, name| {
+        format!("{list}, e.{name}")
+    });
+    columns
+}
+
+/// A column of `e`, or the expression for it, as the type that was planned. Of an expression that gives
+/// several rows, or none, the server makes an error or null.
+pub(super) fn value(name: &str, reading: &Reading<'_>) -> String {
+    let column = reading.outbox.and_then(|outbox| outbox.find(name));
     match column.and_then(|column| column.expression.as_ref().map(|of| (of, column))) {
-        Some((expression, column)) => format!("({}\n)::{}", expression.sql, column.type_name),
+        Some((_, column)) if !reading.computes => format!("null::{}", column.type_name),
+        Some((expression, column)) => {
+            format!("{}::{}", expression.scalar(), column.type_name)
+        }
         None => format!("e.{}", quote::identifier(name)),
     }
 }
@@ -278,33 +314,35 @@ fn singles(reading: &Reading<'_>, limit: u64) -> Option<String> {
         join(singles.iter().map(|(tx, _)| tx)),
         join(singles.iter().map(|(_, id)| id)),
     );
-    let (list, until, times) = (select_list(reading), until(reading.span), times(reading));
+    let (star, until, times) = (star(reading), until(reading.span), times(reading));
     (!singles.is_empty()).then(|| {
-        format!(
+        let rows = format!(
             "select r.* from unnest('{{{txs}}}'::xid8[], '{{{ids}}}'::bigint[]) as s (tx, id)
              cross join lateral (
-                 select e.tx, e.id{list} from pillarbox.event e
+                 select {star} from pillarbox.event e
                  where e.tx = s.tx and e.id > s.id{until}{times}
                  order by e.tx, e.id limit {limit}
              ) r
              limit {limit}"
-        )
+        );
+        columns_of(reading, &rows)
     })
 }
 
 /// The transactions of the span that are read in one scan.
 fn range(reading: &Reading<'_>, limit: u64) -> Option<String> {
     let range = reading.span.range();
-    let (list, until, times) = (select_list(reading), until(reading.span), times(reading));
+    let (star, until, times) = (star(reading), until(reading.span), times(reading));
     (!range.is_empty()).then(|| {
-        format!(
-            "select e.tx, e.id{list} from pillarbox.event e
+        let rows = format!(
+            "select {star} from pillarbox.event e
              where e.tx >= '{}'::xid8 and e.tx < '{}'::xid8
                  and pg_visible_in_snapshot(e.tx, '{}'::pg_snapshot){until}{times}
              order by e.tx, e.id
              limit {limit}",
             range.start, range.end, reading.span.to
-        )
+        );
+        columns_of(reading, &rows)
     })
 }
 
@@ -318,15 +356,16 @@ fn letters(reading: &Reading<'_>, limit: u64) -> Option<String> {
     let after = reading.span.after.map_or_else(String::new, |after| {
         format!(" and (e.tx, e.id) > ('{}'::xid8, {})", after.tx, after.id)
     });
-    let (list, until, times) = (select_list(reading), until(reading.span), times(reading));
-    Some(format!(
-        "select e.tx, e.id{list} from {} e
+    let (star, until, times) = (star(reading), until(reading.span), times(reading));
+    let rows = format!(
+        "select {star} from {} e
          where e.sink = {} and {which}{after}{until}{times}
          order by e.tx, e.id
          limit {limit}",
         store(reading),
         reading.sink
-    ))
+    );
+    Some(columns_of(reading, &rows))
 }
 
 /// Where the events lie: the outbox, or the dead letters with the columns that users added.
@@ -377,6 +416,13 @@ fn join<T: ToString>(items: impl Iterator<Item = T>) -> String {
         .map(|item| item.to_string())
         .collect::<Vec<_>>()
         .join(",")
+}
+
+fn gone(at: Cut) -> SourceError {
+    SourceError::Broken(format!(
+        "the event (tx {}, id {}) is gone from the outbox while it was read",
+        at.tx, at.id
+    ))
 }
 
 fn silent() -> SourceError {

@@ -34,7 +34,11 @@ async fn dead(scene: &Scene, event_id: Uuid) -> Result<Option<(String, String)>>
         "select column_name, reason from pillarbox.dead_letter where event_id = '{event_id}'"
     );
     let rows = scene.postgres.query(&sql, &[]).await?;
-    Ok(rows.first().map(|row| (row.get(0), row.get(1))))
+    let letter = rows.first().map(|row| {
+        let column: Option<String> = row.get(0);
+        (column.unwrap_or_default(), row.get(1))
+    });
+    Ok(letter)
 }
 
 async fn promoted_and_failing(flavour: Flavour) -> Result<()> {
@@ -216,7 +220,7 @@ async fn an_expression_that_cannot_be_is_refused_by_name() -> Result<()> {
     users(&scene).await?;
     for (expression, says) in [
         (r#""nothing""#, r#"column "nothing" does not exist"#),
-        (r#""1), (2""#, "it is not one value"),
+        (r#""1), (2""#, "must return only one column"),
         (
             r#""(select name from public.users limit 1)""#,
             "it reads public.users",
@@ -295,5 +299,181 @@ async fn inv_3_redaction_begins_between_two_attempts() -> Result<()> {
         assert_eq!(arrived, Some(r#"{"email":"[redacted]"}"#.to_owned()));
     }
     assert_eq!(scene.count().await?, 4);
+    Ok(())
+}
+
+/// Rows of a function, or none, a type with a length, and a failing value at the head of another leaf than
+/// the one that is read first.
+#[tokio::test]
+async fn inv_9_each_row_is_computed_by_itself_whatever_leaf_it_lies_in() -> Result<()> {
+    const EXPRESSIONS: &str = r#"{
+        "tag": "jsonb_array_elements_text((event_context -> 'tags')::jsonb)",
+        "country": "coalesce(country, 'XX')",
+        "amount": "(event_context ->> 'amount')::integer"
+    }"#;
+    let scene = Scene::start(Flavour::V26).await?;
+    for column in ["tag", "country", "amount"] {
+        let of = if column == "amount" {
+            "Int32"
+        } else {
+            "String"
+        };
+        let add = format!("alter table {TABLE} add column {column} Nullable({of})");
+        scene.clickhouse.query(&add).await?;
+    }
+    let add = "alter table pillarbox.event add column country char(2)";
+    scene.postgres.execute(add).await?;
+    let insert = async |slot: u32, context: &str| -> Result<Uuid> {
+        let event_id = Uuid::now_v7();
+        let insert = format!(
+            "insert into pillarbox.event (slot, event_id, event_type, event_context, country)
+             values ({slot}, '{event_id}', 'trial', '{context}', 'DE')"
+        );
+        scene.postgres.execute(&insert).await?;
+        Ok(event_id)
+    };
+    // In order: the first of each leaf but one fails.
+    let one = insert(0, r#"{"tags":["a"],"amount":"1"}"#).await?;
+    let none = insert(0, r#"{"tags":[],"amount":"2"}"#).await?;
+    let mut bad = Vec::new();
+    for slot in 1..4 {
+        bad.push(insert(slot, r#"{"amount":"many"}"#).await?);
+        insert(slot, r#"{"amount":"3"}"#).await?;
+    }
+    let several = insert(2, r#"{"tags":["a","b"]}"#).await?;
+    let last = insert(0, r#"{"amount":"4"}"#).await?;
+    scene.drain_with(&[("EXPRESSIONS", EXPRESSIONS)]).await?;
+    assert_eq!(shown(&scene, one, "tag").await?, Some("a".to_owned()));
+    assert_eq!(shown(&scene, none, "tag").await?, None);
+    assert_eq!(shown(&scene, none, "amount").await?, Some("2".to_owned()));
+    assert_eq!(shown(&scene, last, "country").await?, Some("DE".to_owned()));
+    assert_eq!(scene.count().await?, 6);
+    for event_id in bad {
+        ensure!(
+            dead(&scene, event_id)
+                .await?
+                .is_some_and(|(column, _)| column == "amount")
+        );
+    }
+    let (column, reason) = dead(&scene, several).await?.unwrap_or_default();
+    ensure!(
+        column == "tag" && reason.contains("21000"),
+        "{column}: {reason}"
+    );
+    Ok(())
+}
+
+/// What somebody asks for again is not waited for, and a row of another partition is not set aside.
+#[tokio::test]
+async fn inv_2_and_9_what_is_delivered_again_holds_up_nobody() -> Result<()> {
+    let scene = Scene::start(Flavour::V26).await?;
+    users(&scene).await?;
+    user(&scene, 1).await?;
+    scene
+        .postgres
+        .execute("update pillarbox.settings set retention = '1 hour'")
+        .await?;
+    let check =
+        format!("alter table {TABLE} add constraint no_poison check event_type != 'poison'");
+    scene.clickhouse.query(&check).await?;
+    // Two months: two blocks; both refer to the user.
+    let mut ids = Vec::new();
+    for (month, kind) in [(10, "trial"), (11, "trial"), (11, "poison")] {
+        let event_id = Uuid::now_v7();
+        let insert = format!(
+            "insert into pillarbox.event (event_id, event_type, event_context, event_date_time)
+             values ('{event_id}', '{kind}', '{{\"user_id\":1}}', '2026-{month}-20 12:00Z')"
+        );
+        scene.postgres.execute(&insert).await?;
+        ids.push(event_id);
+    }
+    let expressions = hydration("wait");
+    let expressions = [("EXPRESSIONS", expressions.as_str())];
+    scene.drain_with(&expressions).await?;
+    assert_eq!(scene.count().await?, 2);
+    ensure!(dead(&scene, ids[2]).await?.is_some());
+    scene.postgres.execute("delete from public.users").await?;
+    // A retry whose value is gone, beside a new event that has one.
+    user(&scene, 2).await?;
+    scene
+        .postgres
+        .execute("update pillarbox.dead_letter set state = 'requested'")
+        .await?;
+    let new = publish(&scene, r#"{"user_id":2}"#).await?;
+    scene.drain_with(&expressions).await?;
+    assert_eq!(
+        shown(&scene, new, "user_name").await?,
+        Some("user 2".to_owned())
+    );
+    let (_, reason) = dead(&scene, ids[2]).await?.unwrap_or_default();
+    ensure!(reason.contains("missing"), "{reason}");
+    // One partition of the batch again: the row of the other one, which lacks its value, too, is none of it.
+    let october = "alter table events drop partition '202610'";
+    scene.clickhouse.query(october).await?;
+    let ask = "insert into pillarbox.replay (sink, kind, parent, only_partition)
+               select sink, 'repair', min(number), '202610' from pillarbox.batch
+               where kind = 'window' group by sink";
+    scene.postgres.execute(ask).await?;
+    user(&scene, 1).await?;
+    let null = hydration("null");
+    scene.drain_with(&[("EXPRESSIONS", null.as_str())]).await?;
+    assert_eq!(
+        shown(&scene, ids[0], "user_name").await?,
+        Some("user 1".to_owned())
+    );
+    assert_eq!(scene.count().await?, 3);
+    let rows = scene
+        .postgres
+        .query("select event_id from pillarbox.dead_letter", &[])
+        .await?;
+    assert_eq!(rows.len(), 1);
+    Ok(())
+}
+
+/// Repairs of one partition, while the value of a row of another one is gone: that row is left alone.
+#[tokio::test]
+async fn inv_2_a_repair_leaves_rows_of_other_partitions_alone() -> Result<()> {
+    let scene = Scene::start(Flavour::V26).await?;
+    users(&scene).await?;
+    user(&scene, 10).await?;
+    user(&scene, 11).await?;
+    scene
+        .postgres
+        .execute("update pillarbox.settings set retention = '1 hour'")
+        .await?;
+    let mut ids = Vec::new();
+    for month in [10, 11] {
+        let event_id = Uuid::now_v7();
+        let insert = format!(
+            "insert into pillarbox.event (event_id, event_type, event_context, event_date_time)
+             values ('{event_id}', 'trial', '{{\"user_id\":{month}}}', '2026-{month}-20 12:00Z')"
+        );
+        scene.postgres.execute(&insert).await?;
+        ids.push(event_id);
+    }
+    let expressions = hydration("dead-letter");
+    let expressions = [("EXPRESSIONS", expressions.as_str())];
+    scene.drain_with(&expressions).await?;
+    assert_eq!(scene.count().await?, 2);
+    scene
+        .postgres
+        .execute("delete from public.users where id = 11")
+        .await?;
+    let october = "alter table events drop partition '202610'";
+    scene.clickhouse.query(october).await?;
+    let ask = "insert into pillarbox.replay (sink, kind, parent, only_partition)
+               select sink, 'repair', min(number), '202610' from pillarbox.batch
+               where kind = 'window' group by sink";
+    scene.postgres.execute(ask).await?;
+    scene.drain_with(&expressions).await?;
+    assert_eq!(
+        shown(&scene, ids[0], "user_name").await?,
+        Some("user 10".to_owned())
+    );
+    assert_eq!(
+        shown(&scene, ids[1], "user_name").await?,
+        Some("user 11".to_owned())
+    );
+    assert_eq!(dead(&scene, ids[1]).await?, None);
     Ok(())
 }
