@@ -17,6 +17,7 @@ mod command;
 mod destination;
 mod exit;
 mod identifier;
+mod intakes;
 mod logging;
 mod output;
 mod registered;
@@ -72,6 +73,7 @@ enum Command {
     Grant(command::grant::Grant),
     Sink(command::sink::Sink),
     Relay(command::relay::Relay),
+    Intake(command::intake::Intake),
     Status(command::status::Status),
     Doctor(command::doctor::Doctor),
     Pause(command::pause::Pause),
@@ -82,6 +84,7 @@ enum Command {
     Replay(command::replay::Replay),
     Events(command::events::Events),
     Publish(command::publish::Publish),
+    Import(command::import::Import),
     Recover(command::recover::Recover),
     Uninstall(command::uninstall::Uninstall),
 }
@@ -152,7 +155,7 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
 }
 
 async fn dispatch(command: Command, place: &Place) -> Outcome {
-    if !matches!(command, Command::Relay(_)) {
+    if !matches!(command, Command::Relay(_) | Command::Intake(_)) {
         logging::quiet();
     }
     match command {
@@ -162,6 +165,7 @@ async fn dispatch(command: Command, place: &Place) -> Outcome {
         Command::Grant(command) => command.run(place).await,
         Command::Sink(command) => command.run(place).await,
         Command::Relay(command) => command.run(place).await,
+        Command::Intake(command) => command.run(place).await,
         Command::Status(command) => command.run(place).await,
         Command::Doctor(command) => command.run(place).await,
         Command::Pause(command) => command.run(place).await,
@@ -172,6 +176,7 @@ async fn dispatch(command: Command, place: &Place) -> Outcome {
         Command::Replay(command) => command.run(place).await,
         Command::Events(command) => command.run(place).await,
         Command::Publish(command) => command.run(place).await,
+        Command::Import(command) => command.run(place).await,
         Command::Recover(command) => command.run(place).await,
         Command::Uninstall(command) => command.run(place).await,
     }

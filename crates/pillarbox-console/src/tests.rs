@@ -2,6 +2,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use pillarbox_relay::config;
+use pillarbox_relay::intake::Intake;
+use pillarbox_relay::postgres::parse_url;
 use pillarbox_relay::pulse::Role;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -15,6 +18,14 @@ async fn console() -> (Console, Vec<Arc<Pulse>>) {
     let metrics = recorder.handle();
     let pulses = metrics::with_local_recorder(&recorder, || {
         describe(&metrics);
+        let queue = config::Intake {
+            kind: Some(config::IntakeKind::RedisList),
+            url: Some("redis://nowhere".into()),
+            key: "queue".to_owned(),
+            ..config::Intake::default()
+        };
+        let postgres = parse_url("postgresql://nowhere/none").expect("a url");
+        Intake::new("c", &queue, postgres).expect("an intake");
         let pulse = |sink| Pulse::new(sink, Duration::from_secs(900), Instant::now());
         ["a", "b"].map(|sink| Arc::new(pulse(sink))).to_vec()
     });
@@ -161,7 +172,9 @@ async fn what_is_registered_is_what_the_document_explains() {
         assert!(text.contains(&help), "{text}");
     }
     for line in text.lines().filter(|line| line.starts_with("pillarbox_")) {
-        let labelled = line.contains("sink=\"a\"") || line.contains("sink=\"b\"");
+        let labelled = ["sink=\"a\"", "sink=\"b\"", "intake=\"c\""]
+            .iter()
+            .any(|label| line.contains(label));
         assert!(labelled, "{line}");
     }
 }

@@ -15,6 +15,7 @@ pub mod address;
 pub mod computed;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+pub mod intake;
 pub mod listen;
 pub mod quantity;
 mod shape;
@@ -23,6 +24,7 @@ mod tests;
 
 pub use address::{Address, Urls};
 pub use computed::{Column, RedactedPath};
+pub use intake::{Intake, IntakeKind};
 pub use listen::Listen;
 pub use quantity::{ByteSize, Period};
 
@@ -81,6 +83,8 @@ pub struct Config {
     pub relay: Relay,
     /// Destinations by name.
     pub sinks: BTreeMap<String, Sink>,
+    /// Ways in, by name.
+    pub intake: BTreeMap<String, Intake>,
     /// Where the relay shows itself.
     pub console: Console,
     /// What is logged.
@@ -359,10 +363,15 @@ impl Config {
             .add_source(config::File::from_str(text, FileFormat::Toml))
             .set_override_option("postgres.url", set("DATABASE_URL").cloned())
             .map_err(|error| invalid(&error, file))?;
-        let lone = lone_sink(text);
+        let lone = address::lone_sink(text);
         if let Some(url) = set("CLICKHOUSE_URL") {
             builder = builder
                 .set_override(format!("sinks.{lone}.url"), url.clone())
+                .map_err(|error| invalid(&error, file))?;
+        }
+        for key in intake::without_url(text) {
+            builder = builder
+                .set_override_option(key, set("REDIS_URL").cloned())
                 .map_err(|error| invalid(&error, file))?;
         }
         // After the well-known variables: what names Pillarbox outranks what every program reads.
@@ -418,7 +427,7 @@ impl Config {
             )));
         }
         for (name, sink) in &self.sinks {
-            check_name(name)?;
+            check_name("a sink", name)?;
             let key = format!("sinks.{name}.insert_timeout");
             period(&key, sink.insert_timeout, 1_000, 600_000)?;
             for address in sink.url.addresses(&format!("sinks.{name}.url"))? {
@@ -428,7 +437,7 @@ impl Config {
                 return Err(ConfigError::Invalid(format!("sinks.{name}.table is empty")));
             }
         }
-        Ok(())
+        intake::check(&self.intake)
     }
 
     /// How to connect to PostgreSQL.
@@ -470,24 +479,14 @@ impl Config {
     }
 }
 
-/// The sink that `CLICKHOUSE_URL` is for: the only one in the file, else `clickhouse`.
-fn lone_sink(text: &str) -> String {
-    let table: toml::Table = text.parse().unwrap_or_default();
-    let sinks = table.get("sinks").and_then(toml::Value::as_table);
-    match sinks.map(|sinks| sinks.keys().collect::<Vec<_>>()) {
-        Some(names) if names.len() == 1 => names[0].clone(),
-        _ => SINK.to_owned(),
-    }
-}
-
-fn check_name(name: &str) -> Result<(), ConfigError> {
+fn check_name(what: &str, name: &str) -> Result<(), ConfigError> {
     let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
     let first = name.starts_with(|c: char| c.is_ascii_lowercase());
     if first && name.len() <= 32 && name.chars().all(word) {
         return Ok(());
     }
     Err(ConfigError::Invalid(format!(
-        "{name:?} cannot name a sink; use a lower-case word of at most 32 letters, digits, - and _"
+        "{name:?} cannot name {what}; use a lower-case word of at most 32 letters, digits, - and _"
     )))
 }
 
@@ -516,5 +515,6 @@ fn invalid(error: &config::ConfigError, file: &str) -> ConfigError {
 /// The names of all keys, for checks that documents and examples show each.
 pub fn keys() -> impl Iterator<Item = &'static str> {
     let sections = shape::SECTIONS.iter().flat_map(|(_, keys)| keys.iter());
-    sections.chain(shape::SINK_KEYS).copied()
+    let named = shape::NAMED.iter().flat_map(|(_, keys)| keys.iter());
+    sections.chain(named).copied()
 }

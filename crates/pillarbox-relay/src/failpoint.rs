@@ -29,7 +29,19 @@ pub const RECOVERY_STEPS: [&str; 4] = [
     "recover-committed",
 ];
 
-/// Names a step of [`STEPS`] or of [`RECOVERY_STEPS`].
+/// Every step of an intake and of an import, in their order.
+pub const INTAKE_STEPS: [&str; 8] = [
+    "intake-locked",
+    "intake-renamed",
+    "intake-recorded",
+    "intake-read",
+    "intake-written",
+    "intake-committed",
+    "intake-deleted",
+    "import-committed",
+];
+
+/// Names a step of [`STEPS`], of [`RECOVERY_STEPS`] or of [`INTAKE_STEPS`].
 macro_rules! step {
     ($name:literal) => {
         #[cfg(feature = "failpoints")]

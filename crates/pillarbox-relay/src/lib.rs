@@ -12,6 +12,7 @@ pub mod failpoint;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod identity;
+pub mod intake;
 pub mod metric;
 pub mod postgres;
 pub mod pulse;

@@ -1,9 +1,12 @@
 //! The relay's metrics: the one place that knows their names. `docs/metrics.md` explains each; a test
-//! compares the two. Every series has the label `sink` and no other.
+//! compares the two. Every series has the label `sink` or, of an intake,
+//! `intake`, and no other.
 //!
 //! The facade alone is used here: without a recorder, in tests and libraries, all of this does nothing.
 
 use metrics::{Counter, Gauge, Histogram, Label};
+
+use crate::intake::{Waiting, Written};
 
 /// How a metric counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -161,6 +164,49 @@ const GUARANTEE: Metric = metric(
     "2 token, 1 lookup, 0 at-least-once, NaN not known yet",
 );
 
+const INTAKE_TAKEN: Metric = metric(
+    "pillarbox_intake_taken_total",
+    Kind::Counter,
+    "entries",
+    "entries of a queue that became events",
+);
+const INTAKE_DEAD: Metric = metric(
+    "pillarbox_intake_dead_letters_total",
+    Kind::Counter,
+    "entries",
+    "entries of a queue set aside because they are no events",
+);
+const INTAKE_RESTORED: Metric = metric(
+    "pillarbox_intake_restored_total",
+    Kind::Counter,
+    "entries",
+    "entries that a queue showed again, and that were not taken again",
+);
+const INTAKE_RETRIES: Metric = metric(
+    "pillarbox_intake_retries_total",
+    Kind::Counter,
+    "attempts",
+    "times that an intake lost Redis or PostgreSQL and began anew",
+);
+const INTAKE_WAITING: Metric = metric(
+    "pillarbox_intake_waiting_entries",
+    Kind::Gauge,
+    "entries",
+    "entries of a queue that are not taken yet",
+);
+const INTAKE_LAG: Metric = metric(
+    "pillarbox_intake_lag_seconds",
+    Kind::Gauge,
+    "seconds",
+    "age of the oldest entry that is not taken yet, NaN where the queue does not know it",
+);
+const INTAKE_ACTIVE: Metric = metric(
+    "pillarbox_intake_active",
+    Kind::Gauge,
+    "0 or 1",
+    "whether this process is the one that takes from the queue",
+);
+
 /// Every metric.
 pub const ALL: &[Metric] = &[
     BATCHES,
@@ -179,6 +225,13 @@ pub const ALL: &[Metric] = &[
     ACTIVE,
     STOPPED,
     GUARANTEE,
+    INTAKE_TAKEN,
+    INTAKE_DEAD,
+    INTAKE_RESTORED,
+    INTAKE_RETRIES,
+    INTAKE_WAITING,
+    INTAKE_LAG,
+    INTAKE_ACTIVE,
 ];
 
 /// Gives the installed recorder the meaning of every metric.
@@ -245,5 +298,63 @@ impl Meters {
         };
         meters.guarantee.set(f64::NAN);
         meters
+    }
+}
+
+/// The series of one intake.
+pub(crate) struct IntakeMeters {
+    taken: Counter,
+    dead: Counter,
+    restored: Counter,
+    retries: Counter,
+    waiting: Gauge,
+    lag: Gauge,
+    active: Gauge,
+}
+
+impl std::fmt::Debug for IntakeMeters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("IntakeMeters")
+    }
+}
+
+impl IntakeMeters {
+    /// Registers them with the recorder that is installed by now.
+    pub(crate) fn new(intake: &str) -> Self {
+        let labels = vec![Label::new("intake", intake.to_owned())];
+        let counter = |metric: Metric| metrics::counter!(metric.name, labels.clone());
+        let gauge = |metric: Metric| metrics::gauge!(metric.name, labels.clone());
+        Self {
+            taken: counter(INTAKE_TAKEN),
+            dead: counter(INTAKE_DEAD),
+            restored: counter(INTAKE_RESTORED),
+            retries: counter(INTAKE_RETRIES),
+            waiting: gauge(INTAKE_WAITING),
+            lag: gauge(INTAKE_LAG),
+            active: gauge(INTAKE_ACTIVE),
+        }
+    }
+
+    pub(crate) fn round(&self, written: Written, restored: u64) {
+        self.taken.increment(written.taken);
+        self.dead.increment(written.dead);
+        self.restored.increment(restored);
+    }
+
+    pub(crate) fn failed(&self) {
+        self.retries.increment(1);
+    }
+
+    pub(crate) fn set_active(&self, is_active: bool) {
+        self.active.set(f64::from(u8::from(is_active)));
+    }
+
+    pub(crate) fn waiting(&self, waiting: Waiting) {
+        self.waiting.set(waiting.entries as f64);
+        let lag = match (waiting.entries, waiting.age) {
+            (0, _) => 0.0,
+            (_, age) => age.map_or(f64::NAN, |age| age.as_secs_f64()),
+        };
+        self.lag.set(lag);
     }
 }

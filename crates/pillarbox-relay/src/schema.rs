@@ -13,11 +13,14 @@ pub mod registry;
 pub mod settings;
 
 /// The version of the schema that this program installs and works with.
-pub const VERSION: i32 = 2;
+pub const VERSION: i32 = 3;
 
 /// Advisory lock class of Pillarbox: 'PBOX' in ASCII. Object 0 is the ring, -1 the installation,
 /// a positive one the sink of that number.
 pub const LOCK_CLASS: i32 = 0x5042_4f58;
+
+/// Advisory lock class of intakes: 'PBIN' in ASCII. The object is the number of the intake.
+pub const INTAKE_LOCK_CLASS: i32 = 0x5042_494e;
 
 /// Object of the lock under which the schema is installed.
 const LOCK_INSTALLATION: i32 = -1;
@@ -26,7 +29,7 @@ const LOCK_INSTALLATION: i32 = -1;
 const ATTEMPTS_MAX: u32 = 10;
 
 /// The steps to the newest schema: the version that each belongs to, its name, its statements.
-const FILES: [(i32, &str, &str); 9] = [
+const FILES: [(i32, &str, &str); 10] = [
     (1, "01_roles", include_str!("schema/sql/01_roles.sql")),
     (1, "02_outbox", include_str!("schema/sql/02_outbox.sql")),
     (1, "03_publish", include_str!("schema/sql/03_publish.sql")),
@@ -40,6 +43,7 @@ const FILES: [(i32, &str, &str); 9] = [
         include_str!("schema/sql/08_dead_letters.sql"),
     ),
     (2, "09_recovery", include_str!("schema/sql/09_recovery.sql")),
+    (3, "10_intake", include_str!("schema/sql/10_intake.sql")),
 ];
 
 /// How long an upgrade waits for a table that a relay or a reader uses: what comes behind it waits, too.

@@ -19,6 +19,7 @@ mod clock;
 mod disk;
 mod finding;
 mod horizon;
+mod intakes;
 mod limits;
 mod outbox;
 mod rights;
@@ -98,6 +99,7 @@ async fn examine(subject: &Subject<'_>, has_schema: bool) -> Vec<Finding> {
         add("ring", ring::examine(subject).await);
         add("disk", disk::examine(subject).await);
         add("sinks", sinks::examine(subject).await);
+        add("intakes", intakes::examine(subject).await);
     }
     found
 }

@@ -233,7 +233,7 @@ impl Start {
 
 /// Listens where the configuration says. The default is nobody's decision: where its port is taken,
 /// most often by another relay, this one goes on without.
-async fn console(config: &config::Console) -> Result<Option<Console>, Failure> {
+pub(super) async fn console(config: &config::Console) -> Result<Option<Console>, Failure> {
     let (address, is_default) = match &config.listen {
         Some(Listen::Off) => return Ok(None),
         Some(Listen::On(address)) => (address.as_str(), false),
@@ -286,7 +286,7 @@ fn report(place: &Place, sink: &str, drained: Drained) -> Result<(), Failure> {
 }
 
 /// Cancels `stop` at the first signal; the future ends at the second.
-fn signals(stop: CancellationToken) -> Result<impl Future<Output = ()>, Failure> {
+pub(super) fn signals(stop: CancellationToken) -> Result<impl Future<Output = ()>, Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {

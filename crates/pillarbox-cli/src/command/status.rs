@@ -12,6 +12,7 @@ use tokio_postgres::{Client, Row};
 
 use crate::destination::Destination;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::intakes::{self, Standing};
 use crate::output::plural;
 use crate::{Place, output};
 
@@ -45,6 +46,7 @@ pub(crate) struct Status {
 #[derive(Serialize)]
 struct Report {
     sinks: Vec<SinkStatus>,
+    intakes: Vec<Standing>,
     ring: Vec<Leaf>,
     outbox_bytes: i64,
 }
@@ -101,7 +103,8 @@ impl Status {
         schema::check_version(client).await?;
         let promises = promises(place.config(), client).await;
         if !self.watch {
-            let report = Report::read(client, &promises, &[]).await?;
+            let mut report = Report::read(client, &promises, &[]).await?;
+            report.intakes = intakes_of(place, client).await?;
             match place.json {
                 true => output::json(&report)?,
                 false => report.show()?,
@@ -119,7 +122,8 @@ impl Status {
                 }
                 _ = every.tick() => {}
             }
-            let report = Report::read(client, &promises, &known).await?;
+            let mut report = Report::read(client, &promises, &known).await?;
+            report.intakes = intakes_of(place, client).await?;
             known = report
                 .sinks
                 .iter()
@@ -135,6 +139,16 @@ impl Status {
             report.show()?;
         }
     }
+}
+
+/// The intakes, as far as they can be seen.
+async fn intakes_of(place: &Place, client: &Client) -> Result<Vec<Standing>, Failure> {
+    let config = place.config().ok();
+    let answers = match &config {
+        Some(config) => intakes::ask(config).await,
+        None => intakes::Answers::new(),
+    };
+    intakes::standing(client, config.as_ref(), &answers).await
 }
 
 /// Asks every configured sink at once what it can promise.
@@ -182,6 +196,7 @@ impl Report {
             .collect();
         Ok(Self {
             sinks,
+            intakes: Vec::new(),
             outbox_bytes: ring.iter().map(|leaf| leaf.bytes).sum(),
             ring,
         })
@@ -213,6 +228,10 @@ impl Report {
                     output::line(format!("{}: {trouble}", sink.sink))?;
                 }
             }
+        }
+        if !self.intakes.is_empty() {
+            output::line("")?;
+            show_intakes(&self.intakes)?;
         }
         output::line("")?;
         let mut table = output::table(&["leaf", "size", "oldest event", ""]);
@@ -247,8 +266,57 @@ impl Report {
         if find("no relay").is_some() {
             return Some("start one: pillarbox relay".to_owned());
         }
+        let waits = |intake: &&Standing| !intake.active && intake.waiting_entries > Some(0);
+        if let Some(intake) = self.intakes.iter().find(waits) {
+            return Some(format!(
+                "take over what waits: pillarbox intake {}",
+                intake.intake
+            ));
+        }
         find("paused").map(|sink| format!("go on with: pillarbox resume {}", sink.sink))
     }
+}
+
+fn show_intakes(intakes: &[Standing]) -> Result<(), Failure> {
+    let head = [
+        "intake",
+        "state",
+        "lag",
+        "waiting entries",
+        "taken",
+        "dead letters",
+        "last taken",
+    ];
+    let mut table = output::table(&head);
+    let unknown = || "?".to_owned();
+    for intake in intakes {
+        let lag = intake.lag_ms.map(|ms| {
+            if ms == 0 {
+                "0".to_owned()
+            } else {
+                age(ms.cast_signed())
+            }
+        });
+        let last = intake.taken_age_ms.map(|ms| format!("{} ago", age(ms)));
+        table.add_row([
+            intake.intake.clone(),
+            intake.state().to_owned(),
+            lag.unwrap_or_else(unknown),
+            intake
+                .waiting_entries
+                .map_or_else(unknown, |entries| entries.to_string()),
+            intake.taken.to_string(),
+            intake.dead_letters.to_string(),
+            last.unwrap_or_else(|| "none yet".to_owned()),
+        ]);
+    }
+    output::show(&table)?;
+    for intake in intakes {
+        if let Some(trouble) = &intake.trouble {
+            output::line(format!("{}: {trouble}", intake.intake))?;
+        }
+    }
+    Ok(())
 }
 
 impl SinkStatus {

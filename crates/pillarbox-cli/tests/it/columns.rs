@@ -158,3 +158,38 @@ async fn a_column_is_added_to_both_sides_and_filled() -> Result<()> {
     assert_eq!(clickhouse.query(&amounts).await?, "-1\n12.5\n");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_context_can_be_the_json_of_clickhouse() -> Result<()> {
+    let clickhouse = ClickHouse::start(Flavour::V26).await?;
+    let (_postgres, program, _url) = database(PgVersion::V18).await?;
+    let program = program.with_clickhouse(&clickhouse)?;
+    program.done(&["migrate"]).await?;
+    program.done(&["sink", "create", "--json-context"]).await?;
+    program
+        .done(&["publish", "a", r#"{"user": {"id": 7}}"#])
+        .await?;
+    // A key that comes twice is no object to the server.
+    program
+        .done(&["publish", "b", r#"{"n": 1, "n": 2}"#])
+        .await?;
+    program.done(&["relay", "--once"]).await?;
+    let table = table(&program).await?;
+    let ids = format!("select event_type, event_context.user.id from {table}");
+    assert_eq!(clickhouse.query(&ids).await?, "a\t7\n");
+    let dead = program.json(&["dead-letters", "list"]).await?;
+    ensure!(dead.to_string().contains("Duplicate path"), "{dead}");
+    program.done(&["verify"]).await?;
+    let events = program.done(&["events"]).await?;
+    ensure!(events.contains("user"), "{events}");
+
+    let old = ClickHouse::start(Flavour::V18).await?;
+    let (_postgres, program, _url) = database(PgVersion::V15).await?;
+    let program = program.with_clickhouse(&old)?;
+    program.done(&["migrate"]).await?;
+    let refused = program
+        .refusal(3, &["sink", "create", "--json-context"])
+        .await?;
+    ensure!(refused.contains("no type JSON"), "{refused}");
+    Ok(())
+}

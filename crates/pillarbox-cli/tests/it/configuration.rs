@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use pillarbox_relay::config::{Config, listen};
+use pillarbox_relay::config::{Config, Intake, listen};
 
 use crate::program::Program;
 
@@ -21,8 +21,10 @@ async fn init_writes_a_file_that_changes_nothing_and_names_every_key() -> Result
     let is_key = |line: &str| {
         let rest = line.strip_prefix("# ");
         rest.is_some_and(|rest| {
-            rest.split_once(" = ")
-                .is_some_and(|(key, _)| !key.contains(' '))
+            rest.starts_with("[intake.")
+                || rest
+                    .split_once(" = ")
+                    .is_some_and(|(key, _)| !key.contains(' '))
         })
     };
     let bare = |line: &str| {
@@ -66,6 +68,22 @@ async fn init_writes_a_file_that_changes_nothing_and_names_every_key() -> Result
     let console = spelled_out.console.listen.map(|listen| listen.to_string());
     assert_eq!(console.as_deref(), Some(listen::CONSOLE));
     assert_eq!(as_written.console.listen, None);
+    let facts = |intake: &Intake| {
+        format!(
+            "{:?}",
+            (
+                intake.max_rows,
+                intake.max_bytes,
+                intake.max_age,
+                intake.remember
+            )
+        )
+    };
+    assert!(as_written.intake.is_empty());
+    assert_eq!(
+        facts(&spelled_out.intake["logins"]),
+        facts(&Intake::default())
+    );
     for key in pillarbox_relay::config::keys() {
         assert!(
             text.contains(&format!("# {key} = ")) || text.contains(&format!("# {key}.")),

@@ -10,6 +10,7 @@ mod configuration;
 mod console;
 mod delivery;
 mod doctor;
+mod intake;
 mod pausing;
 mod pooled;
 mod publishing;

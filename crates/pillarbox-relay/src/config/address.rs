@@ -96,6 +96,16 @@ impl Address {
     }
 }
 
+/// The sink that `CLICKHOUSE_URL` is for: the only one in the file, else `clickhouse`.
+pub(super) fn lone_sink(text: &str) -> String {
+    let table: toml::Table = text.parse().unwrap_or_default();
+    let sinks = table.get("sinks").and_then(toml::Value::as_table);
+    match sinks.map(|sinks| sinks.keys().collect::<Vec<_>>()) {
+        Some(names) if names.len() == 1 => names[0].clone(),
+        _ => super::SINK.to_owned(),
+    }
+}
+
 impl<'de> Deserialize<'de> for Urls {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct OneOrMany;

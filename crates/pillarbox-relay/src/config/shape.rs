@@ -28,8 +28,20 @@ pub(super) const SECTIONS: [(&str, &[&str]); 5] = [
     ("sentry", &["environment", "traces_sample_rate"]),
 ];
 
-/// The keys of each `[sinks.NAME]`.
-pub(super) const SINK_KEYS: &[&str] = &[
+/// The sections that hold a table for each name, and the keys of those.
+pub(super) const NAMED: [(&str, &[&str]); 2] = [("sinks", SINK_KEYS), ("intake", INTAKE_KEYS)];
+
+const INTAKE_KEYS: &[&str] = &[
+    "kind",
+    "url",
+    "key",
+    "max_rows",
+    "max_bytes",
+    "max_age",
+    "remember",
+];
+
+const SINK_KEYS: &[&str] = &[
     "kind",
     "url",
     "user",
@@ -104,12 +116,12 @@ pub(super) fn check_keys(tree: &Value, file: &str) -> Result<(), ConfigError> {
     };
     for (section, value) in table(tree) {
         for (key, value) in table(value) {
-            if section != "sinks" || table(value).next().is_none() {
+            if named(section).is_none() || table(value).next().is_none() {
                 check_key(&format!("{section}.{key}"), place)?;
                 continue;
             }
             for (inner, _) in table(value) {
-                check_key(&format!("sinks.{key}.{inner}"), place)?;
+                check_key(&format!("{section}.{key}.{inner}"), place)?;
             }
         }
         if table(value).next().is_none() {
@@ -117,6 +129,11 @@ pub(super) fn check_keys(tree: &Value, file: &str) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+fn named(section: &str) -> Option<&'static [&'static str]> {
+    let found = NAMED.iter().find(|(name, _)| *name == section);
+    found.map(|(_, keys)| *keys)
 }
 
 fn table(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
@@ -131,13 +148,15 @@ fn check_key(key: &str, place: &str) -> Result<(), ConfigError> {
     let parts: Vec<&str> = key.split('.').collect();
     let section = |name: &str| SECTIONS.iter().find(|(section, _)| *section == name);
     let known: Vec<&str> = match parts.as_slice() {
-        [name] if section(name).is_some() || *name == "sinks" => return Ok(()),
-        ["sinks", _name] => return Ok(()),
-        ["sinks", _name, _key] => SINK_KEYS.to_vec(),
+        [name] if section(name).is_some() || named(name).is_some() => return Ok(()),
+        [section, _name] if named(section).is_some() => return Ok(()),
+        [section, _name, _key] if named(section).is_some() => {
+            named(section).unwrap_or_default().to_vec()
+        }
         [name, _key] if section(name).is_some() => {
             section(name).map_or_else(Vec::new, |(_, keys)| keys.to_vec())
         }
-        _ => vec!["postgres", "relay", "sinks", "console", "log"],
+        _ => vec!["postgres", "relay", "sinks", "intake", "console", "log"],
     };
     let last = match known.contains(&"relay") {
         true => parts.first(),

@@ -276,3 +276,67 @@ proptest! {
         prop_assert!(!shown.contains("hunter2"), "{shown}");
     }
 }
+
+#[test]
+fn an_intake_is_checked_and_its_url_may_come_from_the_environment() {
+    const TWO: &str = "[intake.a]\nkind = 'redis-list'\nkey = 'a'\nurl = 'redis://:hidden@one'\n\
+                       [intake.b]\nkind = 'redis-stream'\nkey = 'b'\nmax_age = '50ms'\n";
+    let url = |config: &Config, name: &str| {
+        let url = config.intake[name].url.as_ref();
+        url.map(|url| url.expose_secret().to_owned())
+    };
+    let from_environment = [("REDIS_URL", "redis://two")];
+    let config = read(TWO, &from_environment).unwrap();
+    assert_eq!(url(&config, "a").as_deref(), Some("redis://:hidden@one"));
+    assert_eq!(url(&config, "b").as_deref(), Some("redis://two"));
+    assert!(!format!("{config:?}").contains("hidden"));
+    let (one, _) = TWO.split_once("[intake.b]").unwrap();
+    let config = read(one, &from_environment).unwrap();
+    assert_eq!(
+        url(&config, "a").as_deref(),
+        Some("redis://two"),
+        "the only one"
+    );
+    // Other commands work without the address.
+    let config = read(&TWO.replace("url =", "#"), &[]).unwrap();
+    let missing = config.intake["a"].client("a").unwrap_err().to_string();
+    assert_eq!(
+        missing,
+        "intake.a.url is missing; write redis://host:6379, or set REDIS_URL"
+    );
+    for (from, to, expected) in [
+        (
+            "kind = 'redis-list'",
+            "",
+            "intake.a.kind is missing; write redis-stream or redis-list",
+        ),
+        (
+            "redis-list",
+            "list",
+            "\"list\" is not known here; write redis-stream or redis-list",
+        ),
+        ("key = 'a'", "", "intake.a.key is missing"),
+        (
+            "max_age",
+            "max_aeg",
+            "unknown key intake.b.max_aeg in pillarbox.toml; did you mean max_age?",
+        ),
+        (
+            "'50ms'",
+            "'2h'",
+            "intake.b.max_age is 7200s; give it 1ms to 3600s",
+        ),
+        (
+            "redis://:hidden@one",
+            "http://:hidden@one",
+            "intake.a.url cannot be read",
+        ),
+        ("[intake.b]", "[intake.B]", "\"B\" cannot name an intake"),
+    ] {
+        let error = read(&TWO.replacen(from, to, 1), &[])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("hidden"), "{error}");
+    }
+}

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use pillarbox_relay::failpoint::{RECOVERY_STEPS, STEPS};
+use pillarbox_relay::failpoint::{INTAKE_STEPS, RECOVERY_STEPS, STEPS};
 
 /// Lines of a source file without its tests.
 const FILE_LINES_MAX: usize = 500;
@@ -127,7 +127,7 @@ fn cited(text: &str) -> BTreeSet<u32> {
 fn every_invariant_names_tests_that_exist() -> Result<()> {
     let (invariants, tests) = (invariants()?, tests()?);
     let numbers: Vec<u32> = invariants.keys().copied().collect();
-    assert_eq!(numbers, (1..=13).collect::<Vec<_>>());
+    assert_eq!(numbers, (1..=14).collect::<Vec<_>>());
     for (number, text) in invariants {
         let named: Vec<&str> = text
             .split('`')
@@ -253,7 +253,7 @@ fn every_failpoint_is_listed_and_every_listed_one_is_there() -> Result<()> {
             found.extend(rest.split('"').next().map(str::to_owned));
         }
     }
-    let listed = || STEPS.iter().chain(&RECOVERY_STEPS);
+    let listed = || STEPS.iter().chain(&RECOVERY_STEPS).chain(&INTAKE_STEPS);
     let names: BTreeSet<String> = listed().map(|step| (*step).to_owned()).collect();
     assert_eq!(found, names);
     assert_eq!(names.len(), listed().count(), "a step is listed twice");

@@ -17,6 +17,7 @@ mod doubling;
 mod environment;
 mod faults;
 mod hidden;
+mod intake;
 mod interleavings;
 mod killed;
 mod ledger;

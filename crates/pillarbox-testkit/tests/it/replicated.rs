@@ -26,6 +26,7 @@ impl Pair {
         let options = CreateOptions {
             replicated: true,
             cluster: Some(Replicas::CLUSTER.to_owned()),
+            json: false,
         };
         let created = pair.sink()?.create(&options).await;
         created.with_context(|| format!("{}\n{}", pair.one().log_tail(), pair.two.log_tail()))?;

@@ -6,7 +6,7 @@ use super::config::ClickHouseConfig;
 use super::preflight::WINDOW_BLOCKS;
 use super::sql;
 use super::table::Server;
-use super::verdict::trouble;
+use super::verdict::{refuse, trouble};
 use crate::sink::Trouble;
 
 /// A token is also remembered this long by replicated tables; the server's default is an hour.
@@ -19,6 +19,8 @@ pub struct CreateOptions {
     pub replicated: bool,
     /// Create it on every server of this cluster.
     pub cluster: Option<String>,
+    /// Let the server parse `event_context` into its JSON type, which does not keep the bytes.
+    pub json: bool,
 }
 
 /// What a server can do, as far as the table is concerned.
@@ -54,6 +56,7 @@ fn table_statement(
 ) -> String {
     let target = sql::table(&config.database, &config.table);
     let columns = match dialect {
+        Dialect::Current if options.json => &CURRENT_COLUMNS.replace(STRING_CONTEXT, JSON_CONTEXT),
         Dialect::Current => CURRENT_COLUMNS,
         Dialect::Old => OLD_COLUMNS,
     };
@@ -107,6 +110,10 @@ const CURRENT_COLUMNS: &str = "    event_id UUID,
     metadata_version UInt64,
     batch UInt64 CODEC(T64, ZSTD(1))";
 
+/// The context in [`CURRENT_COLUMNS`], and instead of it.
+const STRING_CONTEXT: &str = "event_context String CODEC(ZSTD(1))";
+const JSON_CONTEXT: &str = "event_context JSON";
+
 const OLD_COLUMNS: &str = "    event_id UUID,
     event_type String,
     event_date_time DateTime('UTC'),
@@ -127,7 +134,14 @@ pub(super) async fn create(
     config: &ClickHouseConfig,
     options: &CreateOptions,
 ) -> Result<Vec<String>, Trouble> {
-    let statements = statements(config, options, dialect(client).await?);
+    let dialect = dialect(client).await?;
+    if options.json && dialect == Dialect::Old {
+        return Err(refuse(
+            "this server has no type JSON; leave --json-context out: contexts are kept as String"
+                .to_owned(),
+        ));
+    }
+    let statements = statements(config, options, dialect);
     let failed = |fault: Fault| trouble(&fault);
     for statement in &statements {
         client.query(statement).await.map_err(failed)?;
@@ -145,6 +159,7 @@ mod tests {
         let options = CreateOptions {
             replicated: true,
             cluster: Some("main".to_owned()),
+            json: false,
         };
         let [database, table] = statements(&config, &options, Dialect::Current)
             .try_into()
@@ -166,6 +181,7 @@ mod tests {
             let options = CreateOptions {
                 replicated,
                 cluster: None,
+                json: false,
             };
             statements(&config, &options, Dialect::Old).concat()
         };

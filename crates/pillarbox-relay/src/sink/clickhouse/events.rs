@@ -118,7 +118,7 @@ fn statement(
     let limit = filter.limit.clamp(1, EVENTS_MAX);
     let inner = format!(
         "SELECT {}{}CAST(event_type AS String) AS type_text, toString(event_date_time, 'UTC') AS \
-         time_text, CAST(environment AS String) AS environment_text, event_context, \
+         time_text, CAST(environment AS String) AS environment_text, CAST(event_context AS String) AS context_text, \
          toString(metadata_version) AS version_text, event_date_time AS at FROM {table}{conditions} \
          ORDER BY at DESC LIMIT {limit}",
         optional("event_id"),
@@ -135,7 +135,7 @@ fn statement(
     // The names of an answer must not hide the columns that conditions and order need.
     Ok(format!(
         "SELECT {}{}type_text AS event_type, time_text AS event_date_time, environment_text AS \
-         environment, event_context, version_text AS metadata_version FROM ({inner})",
+         environment, context_text AS event_context, version_text AS metadata_version FROM ({inner})",
         outer("event_id"),
         outer("batch"),
     ))
@@ -176,7 +176,10 @@ fn conditions(names: &[&str], is_fine: bool, filter: &EventFilter) -> Result<Str
         ));
     }
     if let Some(text) = &filter.contains {
-        add(format!("position(event_context, {}) > 0", sql::text(text)));
+        add(format!(
+            "position(CAST(event_context AS String), {}) > 0",
+            sql::text(text)
+        ));
     }
     Ok(out)
 }

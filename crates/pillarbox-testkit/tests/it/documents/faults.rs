@@ -28,6 +28,10 @@ const ORACLES: &[(&str, &str)] = &[
         "for tests without a sink: every committed event is in one sealed batch, and no other is",
     ),
     (
+        "queue::outbox_holds",
+        "for intakes: every entry that its producer knows to be kept is one row of the outbox, and no other is",
+    ),
+    (
         "world::assert_exact",
         "for the spine on fakes: what the fake sink stores is what the fake database committed",
     ),
@@ -66,7 +70,7 @@ const ORACLES: &[(&str, &str)] = &[
 ];
 
 /// The sections with tables, in the order of the document.
-const SECTIONS: [&str; 8] = [
+const SECTIONS: [&str; 9] = [
     "Batches",
     "Ring",
     "Exactly once",
@@ -74,11 +78,12 @@ const SECTIONS: [&str; 8] = [
     "Data",
     "Environment",
     "High availability",
+    "Intakes",
     "Model and simulation",
 ];
 
 /// Where a case runs.
-const SERVERS: [&str; 12] = [
+const SERVERS: [&str; 13] = [
     "PostgreSQL 15",
     "PostgreSQL 16",
     "PostgreSQL 17",
@@ -87,6 +92,7 @@ const SERVERS: [&str; 12] = [
     "ClickHouse 26.9",
     "ZooKeeper",
     "PgBouncer",
+    "Redis 7",
     "fake ClickHouse",
     "fakes",
     "simulator",

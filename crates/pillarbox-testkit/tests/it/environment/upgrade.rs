@@ -2,9 +2,11 @@
 //! publishers notice nothing, and what was sealed before the upgrade arrives once (INV-1, INV-2, INV-4).
 
 use std::os::unix::process::ExitStatusExt as _;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use pillarbox_relay::schema::{self, Migrated};
+use pillarbox_testkit::oracle::Oracle;
 use pillarbox_testkit::servers::{Flavour, Postgres, eventually};
 use tokio_postgres::Client;
 
@@ -23,11 +25,11 @@ const ARRIVED: &str = "before-confirm=3*off->return";
 /// A relay dies between two inserts, of one batch or of two: each has two or three.
 const UNSENT: &str = "before-send=7*off->return";
 
-/// A schema of version 1 with a sink, in a database that nobody else uses.
-async fn version_1(flavour: Flavour) -> Result<Scene> {
+/// A schema of this version with a sink, in a database that nobody else uses.
+async fn of_version(version: i32, flavour: Flavour) -> Result<Scene> {
     let postgres = Postgres::start(version_for(flavour)).await?;
     postgres.create_database("app").await?;
-    Scene::of_version(postgres.in_database("app"), flavour, 1).await
+    Scene::of_version(postgres.in_database("app"), flavour, version).await
 }
 
 /// A stand-in for the relay of version 1, which cannot be built here any more: today's relay at work in a
@@ -127,7 +129,7 @@ fn events(note: &str) -> Vec<Event> {
 }
 
 async fn upgraded_under_load(flavour: Flavour, failpoint: &str) -> Result<()> {
-    let scene = version_1(flavour).await?;
+    let scene = of_version(1, flavour).await?;
     let before = Traffic::start(&scene.postgres, 3, false).await?;
     before.more(100).await?;
     let oracle = before.finish(&scene.postgres).await?;
@@ -201,14 +203,14 @@ async fn inv_1_and_2_upgraded_with_rows_not_sent_to_clickhouse_26() -> Result<()
 
 /// A relay that is newer than the schema does not start, and touches nothing.
 async fn newer_than_the_schema(flavour: Flavour) -> Result<()> {
-    let scene = version_1(flavour).await?;
+    let scene = of_version(1, flavour).await?;
     let traffic = Traffic::start(&scene.postgres, 3, false).await?;
     traffic.more(20).await?;
     let mut newer = scene.running()?;
     ensure!(!newer.ended().await?.success());
     for log in [newer.log(), scene.refusal().await?] {
         ensure!(
-            log.contains("has version 1, but this program needs version 2")
+            log.contains("has version 1, but this program needs version 3")
                 && log.contains("run: pillarbox migrate"),
             "{log}"
         );
@@ -232,4 +234,40 @@ async fn inv_2_a_relay_newer_than_the_schema_is_refused_before_clickhouse_18() -
 #[tokio::test]
 async fn inv_2_a_relay_newer_than_the_schema_is_refused_before_clickhouse_26() -> Result<()> {
     newer_than_the_schema(Flavour::V26).await
+}
+
+/// From version 2 on nothing of the delivery path has changed: today's relay delivers all through it.
+async fn upgraded_from_2(flavour: Flavour) -> Result<()> {
+    let scene = of_version(2, flavour).await?;
+    let url = format!("{}?{IMPATIENT}", scene.postgres.url());
+    let traffic = Traffic::through(&scene.postgres, &url, 4, true, Arc::new(Oracle::new())).await?;
+    traffic.more(100).await?;
+    // A reader of every table, and a publisher with events in the outbox: an upgrade waits for neither.
+    let mut reader = scene.postgres.connect().await?;
+    let reading = reader.transaction().await?;
+    reading
+        .query_one("select count(*) from pillarbox.batch", &[])
+        .await?;
+    reading
+        .query_one("select count(*) from pillarbox.event", &[])
+        .await?;
+    let mut client = scene.postgres.connect().await?;
+    ensure!(schema::migrate(&mut client).await? == Migrated::Upgraded { from: 2 });
+    ensure!(schema::migrate(&mut client).await? == Migrated::UpToDate);
+    reading.rollback().await?;
+    let relay = scene.running()?;
+    traffic.more(100).await?;
+    let oracle = traffic.finish(&scene.postgres).await?;
+    scene.holds(&oracle, relay).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn inv_1_and_2_upgraded_from_version_2_before_clickhouse_18() -> Result<()> {
+    upgraded_from_2(Flavour::V18).await
+}
+
+#[tokio::test]
+async fn inv_1_and_2_upgraded_from_version_2_before_clickhouse_26() -> Result<()> {
+    upgraded_from_2(Flavour::V26).await
 }

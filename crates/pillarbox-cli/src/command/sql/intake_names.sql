@@ -1,0 +1,1 @@
+select i.name from pillarbox.intake i order by i.name

@@ -1,0 +1,1 @@
+update pillarbox.intake set forgotten = $2 where intake = $1
