@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ _FIVE_COLUMNS = """
         metadata_version UInt64
     ) engine = MergeTree partition by toYYYYMM(event_date_time)
     order by (event_type, event_date_time)
+"""
+
+#: What a row of the old way has.
+_NO_ID = "00000000-0000-0000-0000-000000000000"
+
+#: Ends the session that runs a DO of the guide and waits for a lock.
+_END_MOVE = """
+    select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity
+    where usename = 'app_user' and wait_event_type = 'Lock' and query like 'do $$%'
 """
 
 
@@ -94,6 +104,7 @@ class Move:
             exists = admin.execute("select from pg_roles where rolname = %s", [APP_USER])
             if exists.fetchone() is None:
                 admin.execute(f"create role {APP_USER} login")
+            admin.execute(f"drop database if exists {database} with (force)")
             admin.execute(f"create database {database} owner {APP_USER} template template0")
         self._admin_url = server._replace(path=f"/{database}").geturl()
         app = server._replace(netloc=f"{APP_USER}@{server.hostname}:{server.port}")
@@ -143,6 +154,23 @@ class Move:
         """Runs SQL of the guide in psql, as the application."""
         psql = ["psql", "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", self.app_url]
         self._run([*psql, "--command", self.take(block)], self.app_env)
+
+    def interrupted(self, block: str) -> None:
+        """Runs SQL of the guide as :meth:`sql` does, and ends its session within a transaction."""
+        with (
+            psycopg.connect(self._admin_url, autocommit=True) as admin,
+            ThreadPoolExecutor() as pool,
+        ):
+            with admin.transaction():
+                admin.execute("lock table pillarbox.event in share mode")
+                moving = pool.submit(self.sql, block)
+
+                def end() -> bool:
+                    return admin.execute(_END_MOVE).fetchone() is not None
+
+                eventually("the move to wait for the lock", end)
+                failed = moving.exception()
+            assert "terminating connection" in str(failed)
 
     def clickhouse(self, block: str) -> str:
         """Runs statements of the guide in ClickHouse."""
@@ -235,21 +263,22 @@ class Move:
         published = self.count("from pillarbox.event")
         eventually("all events", lambda: len(self.rows("batch", "batch <> 0")) >= published)
 
+    def differences(
+        self, acknowledged: Counter[tuple[str, str]]
+    ) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
+        """What is lost, and what is there too often."""
+        rows = self.rows("event_type, event_context")
+        found = Counter((kind, json.loads(context)["email"]) for kind, context in rows)
+        return acknowledged - found, found - acknowledged
+
     def check(self, acknowledged: Counter[tuple[str, str]], waiting_before: int) -> None:
         """Each acknowledged event is there once, by content and by id; prints the counts."""
-        contexts = "event_type, event_context, toString(event_id), batch"
-        found: Counter[tuple[str, str]] = Counter()
-        ids: Counter[str] = Counter()
-        old = 0
-        for event_type, context, event_id, batch in self.rows(contexts):
-            found[event_type, json.loads(context)["email"]] += 1
-            old += int(batch) == 0
-            if int(event_id.replace("-", ""), 16) != 0:
-                ids[event_id] += 1
+        rows = self.rows("toString(event_id), batch")
+        old = sum(int(batch) == 0 for _, batch in rows)
+        ids = Counter(event_id for event_id, _ in rows if event_id != _NO_ID)
         published = {str(row[0]) for row in self.query("select event_id from pillarbox.event")}
         delivered = Counter(row[0] for row in self.rows("toString(event_id)", "batch <> 0"))
-        lost = acknowledged - found
-        duplicated = found - acknowledged
+        lost, duplicated = self.differences(acknowledged)
         print(
             f"\nguide={self.name} waiting_before={waiting_before} old_delivered={old} "
             f"published={len(published)} delivered={delivered.total()} "

@@ -54,6 +54,7 @@ def test_inv_1_and_2_rows_of_an_outbox_table_arrive_once(
         shipped = len(guide.rows("1"))
         worker = guide.worker("ship_claim")
         eventually("rows of the claiming task", lambda: len(guide.rows("1")) > shipped)
+        guide.interrupted("move")
         with ThreadPoolExecutor() as pool:
             list(pool.map(guide.sql, ["move", "move"]))
         before.reaches(20)
@@ -71,5 +72,32 @@ def test_inv_1_and_2_rows_of_an_outbox_table_arrive_once(
         guide.settle()
         assert new_app.stop() == 0
         assert relay.stop() == 0
+        _, old = guide.app("before")
+        again = guide.producer(old, "again")
+        again.reaches(20)
+        emails += again.stop()
+        guide.worker("ship_claim")
+        guide.beat()
+        eventually("the way back", lambda: guide.count(WAITING) == 0)
         guide.shell("check")
         guide.check(users(emails, "user_created"), waiting_before)
+
+
+def test_negative_control_a_task_that_claims_nothing_is_doubled_by_a_move(
+    urls: dict[str, str], tmp_path: Path
+) -> None:
+    with move("celery-outbox", urls, tmp_path) as guide:
+        guide.clickhouse("columns")
+        guide.shell("install")
+        guide.sql("claim")
+        emails = [row[0] for row in guide.query(BACKLOG)]
+        guide.beat()
+        held = guide.worker("ship_before", HOLD="after")
+        held.says("held")
+        held.kill()
+        guide.sql("move")
+        relay = guide.daemon("relay")
+        guide.settle()
+        assert relay.stop() == 0
+        lost, doubled = guide.differences(users(emails, "user_created"))
+        assert (lost.total(), doubled.total()) == (0, 100)

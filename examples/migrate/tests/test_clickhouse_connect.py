@@ -29,11 +29,18 @@ def test_inv_1_and_2_requests_that_insert_and_requests_that_publish_run_side_by_
         guide.clickhouse("window")
         assert relay.stop() == 0
         relay = guide.daemon("relay")
-        guide.shell("window-check")
+        assert "token" in guide.shell("window-check")
         after.reaches(100)
         emails += after.stop()
         guide.settle()
         assert new_app.stop() == 0
+        guide.clickhouse("back")
+        assert relay.stop() == 0
+        relay = guide.daemon("relay")
+        _, old = guide.app("before")
+        again = guide.producer(old, "again")
+        again.reaches(20)
+        emails += again.stop()
         assert relay.stop() == 0
         guide.shell("check")
         guide.check(users(emails, "user_created"), waiting_before=0)

@@ -52,6 +52,7 @@ def test_inv_1_and_2_rows_of_typed_outbox_tables_arrive_once(
         shipped = len(guide.rows("1"))
         worker = guide.worker("ship_claim")
         eventually("rows of the claiming task", lambda: len(guide.rows("1")) > shipped)
+        guide.interrupted("move")
         with ThreadPoolExecutor() as pool:
             list(pool.map(guide.sql, ["move", "move"]))
         before.reaches(20)
