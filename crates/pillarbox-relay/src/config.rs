@@ -21,12 +21,14 @@ pub mod quantity;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use address::{Address, Urls};
 pub use computed::{Column, RedactedPath};
 pub use intake::{Intake, IntakeKind};
 pub use listen::Listen;
 pub use quantity::{ByteSize, Period};
+use text::{check_name, check_syntax};
 
 /// The file that is read when no other is named and it is there.
 pub const FILE: &str = "pillarbox.toml";
@@ -477,31 +479,6 @@ impl Config {
             ))
         })
     }
-}
-
-fn check_name(what: &str, name: &str) -> Result<(), ConfigError> {
-    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-    let first = name.starts_with(|c: char| c.is_ascii_lowercase());
-    if first && name.len() <= 32 && name.chars().all(word) {
-        return Ok(());
-    }
-    Err(ConfigError::Invalid(format!(
-        "{name:?} cannot name {what}; use a lower-case word of at most 32 letters, digits, - and _"
-    )))
-}
-
-/// Refuses what is not TOML, without showing the line.
-fn check_syntax(text: &str, file: &str) -> Result<(), ConfigError> {
-    let Err(error) = text.parse::<toml::Table>() else {
-        return Ok(());
-    };
-    let start = error.span().map_or(0, |span| span.start).min(text.len());
-    let before = text.as_bytes().get(..start).unwrap_or_default();
-    Err(ConfigError::Syntax {
-        path: file.to_owned(),
-        line: 1 + before.iter().filter(|byte| **byte == b'\n').count(),
-        reason: error.message().to_owned(),
-    })
 }
 
 fn invalid(error: &config::ConfigError, file: &str) -> ConfigError {
