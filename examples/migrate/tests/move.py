@@ -251,10 +251,14 @@ class Move:
         lines = clickhouse(self.clickhouse_url, sql).splitlines()
         return [tuple(json.loads(line)) for line in lines]
 
+    def arrived(self, where: str = "1") -> int:
+        """How many rows are in ClickHouse."""
+        return int(clickhouse(self.clickhouse_url, f"select count() from events where {where}"))
+
     def settle(self) -> None:
         """Waits until everything that is published has arrived."""
         published = self.count("from pillarbox.event")
-        eventually("all events", lambda: len(self.rows("batch", "batch <> 0")) >= published)
+        eventually("all events", lambda: self.arrived("batch <> 0") >= published)
 
     def differences(
         self, acknowledged: Counter[tuple[str, str]]
