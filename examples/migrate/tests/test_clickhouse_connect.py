@@ -14,7 +14,7 @@ def test_inv_1_and_2_requests_that_insert_and_requests_that_publish_run_side_by_
     with move("clickhouse-connect", urls, tmp_path) as guide:
         old_app, old = guide.app("before")
         before = guide.producer(old, "before")
-        before.reaches(100)
+        before.reaches(50)
         guide.clickhouse("columns")
         before.reaches(50)
         guide.shell("install")
