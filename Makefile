@@ -66,12 +66,13 @@ python = $(tools)/clients/bin/python
 
 lint: lint-python
 lint-python: setup
-	cd clients/python && $(python) -m ruff format --check . ../../examples/django
-	cd clients/python && $(python) -m ruff check --quiet . ../../examples/django
+	cd clients/python && $(python) -m ruff format --check . ../../examples/django ../../examples/migrate
+	cd clients/python && $(python) -m ruff check --quiet . ../../examples/django ../../examples/migrate
 	cd clients/python && $(python) -m mypy
 	cd examples/django && $(python) -m mypy
+	cd examples/migrate && $(python) -m mypy
 
-test-python: setup ## Run the tests of the Python package, the Django sample and the recipes only
+test-python: setup ## Run the tests of the Python package, the Django sample, the recipes and the migration guides only
 	cargo build --locked --bin servers --bin pillarbox -p pillarbox-testkit -p pillarbox-cli
 	@$(MAKE) --no-print-directory pytest
 
@@ -79,6 +80,7 @@ test-python: setup ## Run the tests of the Python package, the Django sample and
 pytest:
 	cd clients/python && $(python) -m pytest -q
 	cd examples/django && $(python) -m pytest -q
+	cd examples/migrate && $(python) -m pytest -q
 
 .PHONY: demo-django
 demo-django: setup ## Publish by the Django sample, kill the Celery worker that delivers, then compare every event (DEMO_SECONDS, DEMO_ENGINE=26)

@@ -53,6 +53,8 @@ NAME_OF_CODE = {
 }
 INSERT_WITH_FORMAT = re.compile(
     r"(?is)\A(\s*insert\s+into\s.*?\S)(\s+settings\s.*?)?(\s+format\s+\w+)\s*;?\s*\Z")
+# `clickhouse-connect` sends the statement in front of the data.
+NATIVE_IN_BODY = re.compile(rb"(?i)\A(insert\s+into\s[^\n]*\sformat\s+native)\n")
 ENGINE_ERROR = re.compile(r"Code: (\d+)\. DB::Exception: ")
 
 
@@ -211,6 +213,9 @@ class Request:
 
     def execute(self, session):
         query = self.parameters.get("query", "")
+        before_data = None if query else NATIVE_IN_BODY.match(self.body)
+        if before_data:
+            query, self.body = before_data[1].decode(), self.body[before_data.end():]
         insert = INSERT_WITH_FORMAT.match(query)
         if insert and self.body:
             return self.insert(session, *insert.groups(default=""))
