@@ -287,11 +287,10 @@ fn star(reading: &Reading<'_>) -> String {
     if reading.has_expressions() {
         return "e.*".to_owned();
     }
-    let columns = reading.columns.iter().map(|name| quote::identifier(name));
-    let columns = columns.fold("e.tx, e.id".to_owned(), |list, name| {
-        format!("{list}, e.{name}")
-    });
-    columns
+    let keys = "e.tx, e.id".to_owned();
+    reading.columns.iter().fold(keys, |list, name| {
+        format!("{list}, e.{}", quote::identifier(name))
+    })
 }
 
 /// A column of `e`, or the expression for it, as the type that was planned. Of an expression that gives
