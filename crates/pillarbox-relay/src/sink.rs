@@ -108,6 +108,13 @@ pub trait Plan: Clone + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// The outbox columns to read, in the order in which the encoder expects them.
     fn columns(&self) -> &[String];
 
+    /// The same for a batch that was sealed on these terms: what its digest covers is read, too, where
+    /// the destination has no such column any more.
+    fn columns_for(&self, terms: Option<&Terms>) -> Vec<String> {
+        let _ = terms;
+        self.columns().to_vec()
+    }
+
     /// On what a batch is sealed now.
     fn terms(&self) -> &Terms;
 

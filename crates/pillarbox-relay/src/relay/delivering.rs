@@ -115,8 +115,8 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             self.pulse
                 .delivered(batch, outcome, began, self.clock.now());
             tracing::info!(
-                sink = %self.options.sink,
                 batch = batch.number,
+                sink = %self.options.sink,
                 kind = batch.kind.as_str(),
                 rows = outcome.rows,
                 dead = outcome.dead,

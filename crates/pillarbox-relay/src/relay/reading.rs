@@ -40,7 +40,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             is_waiting,
             terms,
         } = reading;
-        let columns = tenure.plan.columns();
+        let columns = &tenure.plan.columns_for(terms);
         // Rows that are left out count for the source, too.
         let is_whole = selection.only.is_none() && selection.without.is_empty();
         let rows_max = if is_whole { limits.rows_max } else { u64::MAX };

@@ -401,7 +401,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             rows = batch.rows,
             "settling an unfinished batch"
         );
-        if let Some(gone) = gone(&batch, tenure.plan.columns()) {
+        if let Some(gone) = gone(&batch, &tenure.plan.columns_for(batch.terms.as_ref())) {
             return Err(gone.into());
         }
         let limits = Limits {
@@ -456,7 +456,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
     }
 }
 
-/// A column that a sealed batch is proven by, and that the sink no longer has.
+/// A column that a sealed batch is proven by, and that can no longer be read.
 fn gone(batch: &Batch, columns: &[String]) -> Option<SourceError> {
     let mut proven = batch.terms.iter().flat_map(|terms| &terms.proven);
     let name = proven.find(|name| !columns.contains(name))?;

@@ -33,6 +33,8 @@ pub struct NativeEncoder {
     layout: Arc<Layout>,
     /// The columns that the digest covers, in its order.
     digest: Vec<Proven>,
+    /// Columns that are read for the digest only, after those of the layout.
+    gone: Vec<Planned>,
     /// The one partition whose rows are taken.
     only: Option<String>,
     blocks: Vec<OpenBlock>,
@@ -88,6 +90,7 @@ impl NativeEncoder {
                 .copied()
                 .map(Proven::of_today)
                 .collect(),
+            gone: Vec::new(),
             layout,
             only: only.map(str::to_owned),
             blocks: Vec::new(),
@@ -98,19 +101,28 @@ impl NativeEncoder {
         }
     }
 
-    /// Lets the digest cover what it did when a batch was sealed on these terms.
-    pub(super) fn proven_by(self, terms: &Terms) -> Self {
+    /// Lets the digest cover what it did when a batch was sealed on these terms. The columns in `gone` are
+    /// read after those of the layout.
+    pub(super) fn proven_by(self, terms: &Terms, gone: Vec<Planned>) -> Self {
         let layout = &self.layout;
         let sealed = terms.proven.iter().zip(0..);
         let digest = sealed.filter_map(|(name, nth): (_, usize)| {
-            let mut columns = layout.columns.iter();
+            let mut columns = layout.columns.iter().chain(&gone);
             let index = columns.position(|column| column.name == *name)?;
+            let Some(planned) = layout.columns.get(index) else {
+                let of = gone.get(index - layout.columns.len())?.of.clone();
+                return Some(Proven {
+                    index,
+                    of: Some(of),
+                });
+            };
             let of = terms.types.get(nth).map(|of| ColumnType::parse(of));
-            let of = of.flatten().filter(|of| *of != layout.columns[index].of);
+            let of = of.flatten().filter(|of| *of != planned.of);
             Some(Proven { index, of })
         });
         Self {
             digest: digest.collect(),
+            gone,
             ..self
         }
     }
@@ -160,16 +172,20 @@ impl NativeEncoder {
         }
         self.text.clear();
         // A text that grew by doubling would hold a large event twice.
-        let room = self
+        let values_of = self
             .digest
             .iter()
-            .map(|proven| digest::room(&values[proven.index]));
+            .filter_map(|proven| values.get(proven.index));
+        let room = values_of.map(digest::room);
         self.text.reserve_exact(room.sum());
         for proven in &self.digest {
             match &proven.of {
                 None => digest::append(&mut self.text, &values[proven.index]),
                 Some(of) => {
-                    let column = &self.layout.columns[proven.index];
+                    let mut columns = self.layout.columns.iter().chain(&self.gone);
+                    let Some(column) = columns.nth(proven.index) else {
+                        continue;
+                    };
                     let value = value(row, proven.index, column, of)?;
                     digest::append(&mut self.text, &value);
                 }

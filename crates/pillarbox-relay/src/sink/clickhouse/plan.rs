@@ -9,7 +9,7 @@ use super::partition::Rule;
 use super::report::SinkReport;
 use super::table::SinkColumn;
 use crate::redaction::Path;
-use crate::sink::{Guarantee, Plan, Terms};
+use crate::sink::{Guarantee, OutboxColumn, Plan, Terms};
 
 /// A column that the relay fills.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +60,8 @@ pub(super) struct Details {
     pub(super) has_views: bool,
     /// The partition expression as the server shows it; empty for none.
     pub(super) partition_key: String,
+    /// The columns of the outbox, all of them.
+    pub(super) outbox: Vec<OutboxColumn>,
     /// The table's columns, all of them.
     pub(super) table: Vec<SinkColumn>,
     pub(super) report: SinkReport,
@@ -79,6 +81,23 @@ impl ClickHousePlan {
     pub fn can_prove(&self, terms: Option<&Terms>) -> bool {
         let mut proven = terms.iter().flat_map(|terms| &terms.proven);
         proven.all(|name| self.0.names.contains(name))
+    }
+
+    /// Columns that the digest of a batch with these terms covers, that the table has no longer, and that
+    /// can still be read.
+    fn gone(&self, terms: Option<&Terms>) -> Vec<Planned> {
+        let proven = terms
+            .into_iter()
+            .flat_map(|terms| terms.proven.iter().zip(&terms.types));
+        let gone = proven.filter(|(name, _)| !self.0.names.contains(name));
+        let planned = gone.filter_map(|(name, of)| {
+            let column = self.0.outbox.iter().find(|column| column.name == *name)?;
+            let of = ColumnType::parse(of)?;
+            let given = Given::from_oid(column.type_oid).filter(|given| of.accepts(*given))?;
+            let name = name.clone();
+            Some(Planned { name, given, of })
+        });
+        planned.collect()
     }
 
     /// The digest of the selected rows of a batch with these terms, as SQL. A column that is gone is
@@ -113,6 +132,11 @@ impl Plan for ClickHousePlan {
         &self.0.names
     }
 
+    fn columns_for(&self, terms: Option<&Terms>) -> Vec<String> {
+        let gone = self.gone(terms).into_iter().map(|column| column.name);
+        self.0.names.iter().cloned().chain(gone).collect()
+    }
+
     fn terms(&self) -> &Terms {
         &self.0.terms
     }
@@ -121,7 +145,7 @@ impl Plan for ClickHousePlan {
         let encoder = NativeEncoder::new(Arc::clone(&self.0.layout), only);
         match terms {
             None => encoder,
-            Some(terms) => encoder.proven_by(terms),
+            Some(terms) => encoder.proven_by(terms, self.gone(Some(terms))),
         }
     }
 

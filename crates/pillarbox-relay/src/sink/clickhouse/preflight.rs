@@ -93,6 +93,7 @@ pub(super) async fn plan(
         replicated: table.is_replicated(),
         has_views: !targets.is_empty(),
         partition_key: table.partition_key.clone(),
+        outbox: outbox.to_vec(),
         table: columns,
         layout: Arc::new(Layout {
             redaction: mapping.redaction(&config.redacted),
