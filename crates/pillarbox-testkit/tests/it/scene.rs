@@ -324,6 +324,18 @@ impl Running {
         self.says_after(0, text).await
     }
 
+    /// Waits until it is stopped, as its machine would be frozen.
+    pub(crate) async fn is_frozen(&self) -> Result<()> {
+        let stat = format!("/proc/{}/stat", self.pid());
+        let frozen = eventually("the relay to be frozen", PATIENCE, || async {
+            // The state stands behind the name, which is in parentheses.
+            let stat = std::fs::read_to_string(&stat)?;
+            let (_, state) = stat.rsplit_once(") ").context("no state")?;
+            Ok(state.starts_with('T').then_some(()))
+        });
+        frozen.await.map_err(|error| error.context(self.log_tail()))
+    }
+
     /// Lines that its log has.
     pub(crate) fn lines(&self) -> usize {
         self.log().lines().count()

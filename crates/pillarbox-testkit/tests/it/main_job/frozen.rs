@@ -41,15 +41,7 @@ async fn publish(scene: &Scene, oracle: &Oracle) -> Result<()> {
 /// A relay that stops at its first pass of `step`, as its machine would be frozen there.
 async fn frozen_at(scene: &Scene, step: &str) -> Result<Running> {
     let relay = scene.running_with(&[("TAKEOVER_MS", "2500"), ("FREEZE_AT", step)])?;
-    let stat = format!("/proc/{}/stat", relay.pid());
-    eventually("the relay to be frozen", PATIENCE, || async {
-        // The state stands behind the name, which is in parentheses.
-        let stat = std::fs::read_to_string(&stat)?;
-        let (_, state) = stat.rsplit_once(") ").context("no state")?;
-        Ok(state.starts_with('T').then_some(()))
-    })
-    .await
-    .map_err(|error| error.context(relay.log_tail()))?;
+    relay.is_frozen().await?;
     Ok(relay)
 }
 

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use pillarbox_relay::sink::Sink as _;
 use pillarbox_testkit::oracle::Oracle;
 use pillarbox_testkit::servers::{ClickHouse, eventually};
+use rustix::process::Signal;
 
 use super::Pair;
 use crate::clickhouse_sink::outbox;
@@ -67,17 +68,26 @@ async fn inv_2_one_replica_at_a_time_is_enough() -> Result<()> {
 #[tokio::test]
 async fn inv_2_a_replica_that_stays_away_is_left_out() -> Result<()> {
     let pair = Pair::start().await?;
-    let relay =
-        pair.running_with(&[("INSERT_TIMEOUT_MS", "1000"), ("QUERY_TIMEOUT_MS", "1000")])?;
+    let relay = pair.running()?;
     let oracle = Oracle::new();
     round(&pair, &oracle, 1).await?;
+    relay.stop().await?;
     // What only the one had that goes, the other one would wait for.
     let sync = format!("system sync replica {TABLE}");
     pair.two.query(&sync).await?;
-    pair.one().pause()?;
+    // The replica freezes between the relay's last look at it and the insert.
+    let relay = pair.running_with(&[
+        ("INSERT_TIMEOUT_MS", "1000"),
+        ("QUERY_TIMEOUT_MS", "1000"),
+        ("FREEZE_AT", "before-send"),
+    ])?;
+    relay.says("the sink is ready").await?;
     let mut client = pair.scene.postgres.connect().await?;
     let event = Event::at(NOON_US, "trial", "{}".to_owned());
     commit(&mut client, &oracle, Way::Function, &[event]).await?;
+    relay.is_frozen().await?;
+    pair.one().pause()?;
+    relay.signal(Signal::CONT)?;
     relay.says("is_unknown=true").await?;
     pair.one().kill()?;
     let lines = relay.lines();
