@@ -12,7 +12,11 @@ pub struct Column(Expression);
 
 /// Both ways to write it.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "write an expression as text, or { expression = \"…\", volatile = true, missing = \"null\" }, where missing is \
+                 null, dead-letter or wait"
+)]
 enum Given {
     Short(String),
     Long(Long),
@@ -68,7 +72,10 @@ impl From<Column> for Expression {
 pub struct RedactedPath(Path);
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "write a path as \"user.email\" or [\"user\", \"email\"]"
+)]
 enum GivenPath {
     Dotted(String),
     Keys(Path),

@@ -340,3 +340,32 @@ fn an_intake_is_checked_and_its_url_may_come_from_the_environment() {
         assert!(!error.contains("hidden"), "{error}");
     }
 }
+
+#[test]
+fn a_computed_column_or_a_path_that_cannot_be_says_what_to_write() {
+    for (line, says) in [
+        ("columns.a = ''", "an expression is empty"),
+        (
+            "columns.a = {expression = '1', volatile = true}",
+            "needs missing",
+        ),
+        (
+            "columns.a = {expression = '1', missing = 'later'}",
+            "dead-letter or wait",
+        ),
+        (
+            "columns.a = {expresion = '1'}",
+            "write an expression as text",
+        ),
+        ("columns.a = 1", "write an expression as text"),
+        ("redact = ['a..b']", "empty key"),
+        ("redact = [1]", "write a path as"),
+    ] {
+        let refused = refusal(&format!("[sinks.clickhouse]\n{line}\n"), &[]);
+        assert!(refused.contains(says), "{line}: {refused}");
+        assert!(refused.contains("sinks.clickhouse."), "{line}: {refused}");
+    }
+    let text = "[sinks.clickhouse]\ncolumns.a = '1'\nredact = ['a.b', ['c.d']]\n";
+    let sink = &read(text, &[]).expect("both ways").sinks["clickhouse"];
+    assert_eq!((sink.columns.len(), sink.redact.len()), (1, 2));
+}
