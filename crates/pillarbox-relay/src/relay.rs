@@ -42,6 +42,10 @@ pub use options::{Options, Poison};
 use pressure::Pressure;
 use sealing::Sealing;
 
+/// Changes of the columns in a row, with nothing delivered between them, that are somebody at work on them.
+/// More are replicas that differ for long: the sink stops, and says so.
+const OUTDATED_MAX: u32 = 10;
+
 /// Delivers the events of one source to one sink, each exactly once.
 #[derive(Debug)]
 pub struct Relay<S, K, C> {
@@ -190,20 +194,37 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         has_started: &mut bool,
     ) -> Result<(), Halt> {
         let mut replanned_at = None;
+        let mut outdated = (0, None);
         loop {
             let ended = self
                 .serve(session, mode, switches.clone(), stop, has_started)
                 .await;
-            if matches!(ended, Err(Halt::Replan(_) | Halt::Stopped(..))) {
+            if matches!(
+                ended,
+                Err(Halt::Replan(_) | Halt::Outdated(_) | Halt::Stopped(..))
+            ) {
                 session.forget_request().await?;
             }
             let delivered = Some(self.pulse.counts().0);
+            if outdated.1 != delivered {
+                outdated = (0, delivered);
+            }
             let halt = match ended {
+                Err(Halt::Outdated(trouble)) if outdated.0 < OUTDATED_MAX => {
+                    outdated.0 += 1;
+                    tracing::info!(reason = %trouble.reason, "planning again");
+                    if self.rest(Backoff::SHORT.wait(outdated.0, 1.0), stop).await {
+                        return Ok(());
+                    }
+                    continue;
+                }
                 Err(Halt::Replan(_)) if replanned_at != delivered => {
                     replanned_at = delivered;
                     continue;
                 }
-                Err(Halt::Replan(trouble)) => Halt::Stopped(trouble.reason.clone(), Some(trouble)),
+                Err(Halt::Replan(trouble) | Halt::Outdated(trouble)) => {
+                    Halt::Stopped(trouble.reason.clone(), Some(trouble))
+                }
                 Err(halt @ Halt::Stopped(..)) => halt,
                 other => return other,
             };
@@ -305,7 +326,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                         }
                         Ok(None) => Ok(()),
                         // What is in flight was encoded for the sink as it was.
-                        Err(replan @ Halt::Replan(_)) => Err(replan),
+                        Err(replan @ (Halt::Replan(_) | Halt::Outdated(_))) => Err(replan),
                         Err(halt) => return Err(halt),
                     };
                     while let Some(settled) = deliveries.next().await {

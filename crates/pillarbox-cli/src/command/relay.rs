@@ -306,7 +306,9 @@ pub(super) fn signals(stop: CancellationToken) -> Result<impl Future<Output = ()
 fn failure(sink: &str, address: &str, halt: Halt) -> Failure {
     let exit = match &halt {
         Halt::Source(SourceError::Lost(..)) | Halt::GaveUp(_) => Exit::Unreachable,
-        Halt::Stopped(_, Some(trouble)) | Halt::Replan(trouble) => Exit::from(trouble),
+        Halt::Stopped(_, Some(trouble)) | Halt::Replan(trouble) | Halt::Outdated(trouble) => {
+            Exit::from(trouble)
+        }
         Halt::Source(_) | Halt::Stopped(_, None) => Exit::Refused,
         Halt::NotActive | Halt::Retired => Exit::Refused,
         Halt::Stuck(_) => Exit::Failed,

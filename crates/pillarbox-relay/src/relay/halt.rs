@@ -17,6 +17,9 @@ pub enum Halt {
     /// Columns of the sink or the outbox may have changed: plan again.
     #[error("columns have changed: {0}")]
     Replan(Trouble),
+    /// Columns were seen to be others than those of the plan: plan again.
+    #[error("{0}")]
+    Outdated(Trouble),
     /// The destination took nothing for longer than a drain may wait.
     #[error("the destination does not take the events: {0}")]
     GaveUp(Trouble),
@@ -38,7 +41,7 @@ impl From<SourceError> for Halt {
             SourceError::Row(error) | SourceError::Awaited(error) => {
                 Self::Stopped(error.to_string(), None)
             }
-            SourceError::Changed => Self::Replan(Trouble {
+            SourceError::Changed => Self::Outdated(Trouble {
                 code: None,
                 reason: error.to_string(),
                 reaction: Reaction::Replan,

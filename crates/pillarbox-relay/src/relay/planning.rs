@@ -63,7 +63,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         if self.sink.is_current(&tenure.plan).await {
             return Ok(());
         }
-        Err(Halt::Replan(Trouble {
+        Err(Halt::Outdated(Trouble {
             code: None,
             reason: "the columns of the sink changed".to_owned(),
             reaction: Reaction::Replan,

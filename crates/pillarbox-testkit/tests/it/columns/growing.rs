@@ -12,9 +12,6 @@ use uuid::Uuid;
 use crate::scene::{PATIENCE, SINK, Scene, TABLE};
 use crate::traffic::{Event, Traffic};
 
-/// Two changes between two batches count as trouble, for so long.
-const STOPPED_MS: (&str, &str) = ("STOPPED_MS", "300");
-
 fn column(name: &str, of: &str) -> NewColumn {
     NewColumn {
         name: name.to_owned(),
@@ -86,7 +83,7 @@ enum First {
 
 async fn columns_grow(flavour: Flavour) -> Result<()> {
     let scene = Scene::start(flavour).await?;
-    let relay = scene.running_with(&[STOPPED_MS])?;
+    let relay = scene.running()?;
     let traffic = Traffic::start(&scene.postgres, 3, false).await?;
     let mut marked = Vec::new();
     for (first, name) in [(First::Sink, "note_a"), (First::Outbox, "note_b")] {
@@ -121,7 +118,7 @@ async fn columns_grow(flavour: Flavour) -> Result<()> {
     let notes_b: Vec<Uuid> = [&marked[1].1[..], &marked[2].1[..]].concat();
     have_values(&scene, "note_b", &notes_b).await?;
 
-    let relay = scene.running_with(&[STOPPED_MS])?;
+    let relay = scene.running()?;
     let traffic = Traffic::resume(&scene.postgres, 3, false, oracle).await?;
     traffic.more(30).await?;
     alter_sink(&scene, "drop column note_a").await?;
@@ -138,6 +135,8 @@ async fn columns_grow(flavour: Flavour) -> Result<()> {
         .await?;
     traffic.more(30).await?;
     let oracle = traffic.finish(&scene.postgres).await?;
+    let log = relay.log();
+    ensure!(!log.contains("the sink stands still"), "{log}");
     scene.holds(&oracle, relay).await?;
     Ok(())
 }
