@@ -80,6 +80,7 @@ impl Destination {
                 .unwrap_or_else(|| "default".to_owned()),
             table: sink.table.clone(),
             compression: match sink.compression {
+                Compression::Auto => clickhouse::Compression::Auto,
                 Compression::Lz4 => clickhouse::Compression::Lz4,
                 Compression::None => clickhouse::Compression::None,
             },

@@ -123,7 +123,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => runtime.block_on(run(arguments)).into(),
+        Ok(runtime) => {
+            let exit = runtime.block_on(run(arguments));
+            // Spines that were told twice to stop are abandoned.
+            runtime.shutdown_background();
+            exit.into()
+        }
         Err(error) => exit::report(&Failure::failed(error)).into(),
     }
 }

@@ -6,10 +6,10 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::body::Body;
 use crate::sink::{Encoder, Pushed, RowError, Terms};
 use crate::snapshot::{Cut, Span};
 use crate::source::{Closed, Rows};
@@ -198,8 +198,8 @@ pub struct Limits {
 pub struct EncodedBlock {
     /// Its line of the block map.
     pub block: Block,
-    /// The bytes of the insert, to be sent one after the other.
-    pub body: Vec<Bytes>,
+    /// The bytes of the insert.
+    pub body: Body,
 }
 
 /// What a builder made of the rows it took.

@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 pub mod address;
+pub mod choice;
 pub mod computed;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
@@ -24,6 +25,7 @@ mod tests;
 mod text;
 
 pub use address::{Address, Urls};
+pub use choice::{Compression, LogFormat, Promise, SinkKind};
 pub use computed::{Column, RedactedPath};
 pub use intake::{Intake, IntakeKind};
 pub use listen::Listen;
@@ -133,8 +135,8 @@ pub struct Relay {
 impl Default for Relay {
     fn default() -> Self {
         Self {
-            max_rows: 200_000,
-            max_bytes: ByteSize(32 * 1024 * 1024),
+            max_rows: 500_000,
+            max_bytes: ByteSize(160 * 1024 * 1024),
             max_age: Period(Duration::from_secs(1)),
             in_flight: 2,
             takeover_after: Period(Duration::from_secs(15)),
@@ -183,7 +185,7 @@ impl Default for Sink {
             password: None,
             database: None,
             table: "events".to_owned(),
-            compression: Compression::Lz4,
+            compression: Compression::Auto,
             guarantee: Promise::ExactlyOnce,
             insert_timeout: Period(Duration::from_secs(300)),
             columns: BTreeMap::new(),
@@ -211,34 +213,6 @@ impl Default for Sentry {
     }
 }
 
-/// A kind of destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum SinkKind {
-    /// ClickHouse by its HTTP interface.
-    ClickHouse,
-}
-
-/// Compression of what is sent to a sink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum Compression {
-    /// Fast.
-    Lz4,
-    /// None: for a network that is faster than a core.
-    None,
-}
-
-/// What the relay must refuse to break.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum Promise {
-    /// Refuse a sink that cannot give it.
-    ExactlyOnce,
-    /// Accept that events may arrive twice.
-    AtLeastOnce,
-}
-
 /// `[console]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -263,61 +237,6 @@ impl Default for Log {
             format: LogFormat::Pretty,
             level: "info".to_owned(),
         }
-    }
-}
-
-/// How a log line looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum LogFormat {
-    /// For people.
-    Pretty,
-    /// One JSON object a line.
-    Json,
-}
-
-/// The value that a word stands for.
-fn word<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, String> {
-    let found = known.iter().find(|(word, _)| *word == text);
-    found.map(|(_, value)| *value).ok_or_else(|| {
-        let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
-        format!("{text:?} is not known here; write {}", words.join(" or "))
-    })
-}
-
-impl TryFrom<String> for SinkKind {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        word(&text, &[("clickhouse", Self::ClickHouse)])
-    }
-}
-
-impl TryFrom<String> for Compression {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        word(&text, &[("lz4", Self::Lz4), ("none", Self::None)])
-    }
-}
-
-impl TryFrom<String> for Promise {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let known = [
-            ("exactly-once", Self::ExactlyOnce),
-            ("at-least-once", Self::AtLeastOnce),
-        ];
-        word(&text, &known)
-    }
-}
-
-impl TryFrom<String> for LogFormat {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        word(&text, &[("pretty", Self::Pretty), ("json", Self::Json)])
     }
 }
 

@@ -1,7 +1,7 @@
 //! Connections to PostgreSQL: how every session of ours is opened, and what a server must be.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::poll_fn;
@@ -367,7 +367,12 @@ where
     }
 }
 
+/// Read once: a relay opens five sessions at its start, and the certificates of a machine are many.
 fn tls_config() -> Result<rustls::ClientConfig, ConnectError> {
+    static CONFIG: OnceLock<rustls::ClientConfig> = OnceLock::new();
+    if let Some(config) = CONFIG.get() {
+        return Ok(config.clone());
+    }
     let mut roots = RootCertStore::empty();
     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -375,7 +380,8 @@ fn tls_config() -> Result<rustls::ClientConfig, ConnectError> {
     let versions = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| ConnectError::Unsuitable(format!("tls cannot be set up: {error}")))?;
-    Ok(versions.with_root_certificates(roots).with_no_client_auth())
+    let config = versions.with_root_certificates(roots).with_no_client_auth();
+    Ok(CONFIG.get_or_init(|| config).clone())
 }
 
 fn refusal(target: String, error: tokio_postgres::Error) -> ConnectError {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::future::OptionFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -303,24 +303,33 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         sealing: Sealing,
     ) -> Result<(), Halt> {
         let mut deliveries = FuturesUnordered::new();
+        // Of the events that are being delivered.
+        let mut bytes = 0;
         let mut idle = Some(sealing);
         let mut preparing = std::pin::pin!(OptionFuture::default());
         loop {
-            // One batch is prepared ahead of those in flight: memory stays bounded, and a COPY, once
-            // begun, never waits for a sink.
-            let has_room = deliveries.len() <= self.options.in_flight_max;
+            // One batch is prepared ahead of those in flight, and none while these are as large as one
+            // may be: memory stays bounded, and a COPY, once begun, never waits for a sink.
+            let has_room = deliveries.len() <= self.options.in_flight_max
+                && bytes <= self.options.limits.bytes_max;
             if let Some(sealing) = idle.take_if(|_| has_room) {
                 preparing.set(Some(self.prepare(tenure, sealing)).into());
             }
             tokio::select! { biased;
                 // An ended delivery frees its place and its memory before anything new is taken up.
-                Some(settled) = deliveries.next() => settled?,
+                Some((freed, settled)) = deliveries.next() => {
+                    bytes -= freed;
+                    settled?;
+                }
                 // `None` is polled only after an end, which clears the branch below.
                 Some((sealing, prepared)) = &mut preparing => {
                     preparing.set(None.into());
                     let ended = match prepared {
                         Ok(Some(prepared)) => {
-                            deliveries.push(self.deliver(tenure, prepared));
+                            let held = prepared.bytes();
+                            bytes += held;
+                            let delivery = self.deliver(tenure, prepared);
+                            deliveries.push(delivery.map(move |settled| (held, settled)));
                             idle = Some(sealing);
                             continue;
                         }
@@ -329,7 +338,7 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
                         Err(replan @ (Halt::Replan(_) | Halt::Outdated(_))) => Err(replan),
                         Err(halt) => return Err(halt),
                     };
-                    while let Some(settled) = deliveries.next().await {
+                    while let Some((_, settled)) = deliveries.next().await {
                         settled?;
                     }
                     return ended;

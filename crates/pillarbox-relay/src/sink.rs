@@ -11,11 +11,11 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::batch::{Batch, EncodedBlock, Row};
+use crate::body::Body;
 use crate::expression::Expression;
 use crate::snapshot::Cut;
 
@@ -203,7 +203,7 @@ pub struct Insert<'a> {
     /// Index of the block in its map.
     pub ordinal: usize,
     /// The encoded bytes.
-    pub body: &'a [Bytes],
+    pub body: &'a Body,
 }
 
 impl Insert<'_> {

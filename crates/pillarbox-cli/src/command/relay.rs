@@ -13,6 +13,7 @@ use pillarbox_relay::sink::clickhouse::ClickHouse;
 use pillarbox_relay::source::SourceError;
 use pillarbox_relay::source::postgres::PostgresSource;
 use serde_json::json;
+use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -131,7 +132,12 @@ impl Relay {
                     result,
                 }
             };
-            spines.spawn(work.instrument(span));
+            // What a connection brings is decoded by the thread that waits for it: between two threads, waking the
+            // other one would cost as much as decoding.
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            spines.spawn_blocking(move || runtime.block_on(work.instrument(span)));
         }
         let mut worst: Option<Failure> = None;
         while let Some(ended) = spines.join_next().await {

@@ -30,7 +30,7 @@ impl Encoder for Blocks {
                 digest: u64::MAX - u64::from(key),
                 is_numbered: true,
             },
-            body: Vec::new(),
+            body: Body::default(),
         };
         self.blocks.into_iter().map(encoded).collect()
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use super::{ByteSize, ConfigError, Period, check_name, quantity, word};
+use super::choice::word;
+use super::{ByteSize, ConfigError, Period, check_name, quantity};
 
 /// Largest `max_rows` of an intake: what one call of `publish_batch` takes with ease.
 const ROWS_CEILING: u64 = 100_000;

@@ -22,8 +22,8 @@ fn refusal(text: &str, pairs: &[(&str, &str)]) -> String {
 #[test]
 fn nothing_configured_gives_the_defaults() {
     let config = read("", &[]).expect("defaults");
-    assert_eq!(config.relay.max_rows, 200_000);
-    assert_eq!(config.relay.max_bytes, ByteSize(33_554_432));
+    assert_eq!(config.relay.max_rows, 500_000);
+    assert_eq!(config.relay.max_bytes, ByteSize(167_772_160));
     assert_eq!(config.relay.takeover_after.0, Duration::from_secs(15));
     assert!(config.sinks.is_empty());
     let missing = config.postgres().expect_err("no url").to_string();

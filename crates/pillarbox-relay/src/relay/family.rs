@@ -77,6 +77,12 @@ impl Family {
         family
     }
 
+    /// Bytes of the events that it holds in memory.
+    pub(super) fn bytes(&self) -> u64 {
+        let batches = self.pieces.iter().map(Piece::batch);
+        batches.map(|batch| batch.bytes).sum()
+    }
+
     fn new(root: i64, rows: u64, is_retry: bool, span: Span) -> Self {
         Self {
             span,

@@ -41,8 +41,8 @@ impl Default for Options {
         Self {
             sink: String::new(),
             limits: Limits {
-                rows_max: 200_000,
-                bytes_max: 32 * 1024 * 1024,
+                rows_max: 500_000,
+                bytes_max: 160 * 1024 * 1024,
             },
             poison: Poison {
                 rows_max: 100,

@@ -20,7 +20,7 @@ use pillarbox_relay::expression::Expression;
 use pillarbox_relay::postgres::parse_url;
 use pillarbox_relay::recover::{Destination, Doubtful, Recovery};
 use pillarbox_relay::relay::{Options, Poison, Relay};
-use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig};
+use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig, Compression};
 use pillarbox_relay::source::postgres::PostgresSource;
 use pillarbox_testkit::proof;
 use rustix::process::{Signal, getpid, kill_process};
@@ -55,6 +55,9 @@ async fn main() -> Result<()> {
     sink.urls = sink.urls[0].split(',').map(str::to_owned).collect();
     sink.insert_timeout = Duration::from_millis(number("INSERT_TIMEOUT_MS", 10_000)?);
     sink.query_timeout = Duration::from_millis(number("QUERY_TIMEOUT_MS", 60_000)?);
+    if number("LZ4", 0)? == 1 {
+        sink.compression = Compression::Lz4;
+    }
     sink.at_least_once_allowed = number("AT_LEAST_ONCE", 0)? == 1;
     if let Ok(paths) = std::env::var("REDACT") {
         let path = |path: &str| path.split('.').map(str::to_owned).collect();

@@ -367,6 +367,7 @@ fn environment(clickhouse: &ClickHouse, insert_timeout: Duration) -> Result<Vec<
         ("TEND_MS", "100".to_owned()),
         ("STOPPED_MS", "1000".to_owned()),
         ("POISON_ROWS", poison::ROWS_MAX.to_string()),
+        ("LZ4", "1".to_owned()),
     ];
     let owned = variables.map(|(name, value)| (name.to_owned(), value));
     Ok(owned.to_vec())

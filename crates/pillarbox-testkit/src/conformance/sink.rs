@@ -129,11 +129,10 @@ pub struct Parcel {
 impl Parcel {
     /// Block `ordinal`, as the spine gives it to a sink.
     pub fn insert(&self, ordinal: usize) -> Insert<'_> {
-        let body = self.blocks.get(ordinal).map_or(&[][..], |one| &one.body);
         Insert {
             batch: &self.batch,
             ordinal,
-            body,
+            body: &self.blocks[ordinal].body,
         }
     }
 }

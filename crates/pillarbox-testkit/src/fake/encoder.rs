@@ -194,7 +194,7 @@ impl Encoder for FakeEncoder {
             });
             EncodedBlock {
                 block,
-                body: vec![number.clone(), rows],
+                body: vec![number.clone(), rows].into(),
             }
         };
         self.blocks.into_iter().map(encoded).collect()

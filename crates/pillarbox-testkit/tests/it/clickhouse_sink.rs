@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use pillarbox_relay::batch::{Batch, EncodedBlock, Kind, Row, Selection, sink_value};
-use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig, ClickHousePlan};
+use pillarbox_relay::sink::clickhouse::{
+    ClickHouse, ClickHouseConfig, ClickHousePlan, Compression,
+};
 use pillarbox_relay::sink::{
     Delivery, Doubt, Encoder, Insert, OutboxColumn, Plan, Pushed, Sink, Trouble,
 };
@@ -96,6 +98,8 @@ fn config(server: &Server, table: &str) -> ClickHouseConfig {
     ClickHouseConfig {
         user: server.user().to_owned(),
         password: server.password().to_owned().into(),
+        // By itself it would not: these servers are on this machine.
+        compression: Compression::Lz4,
         connect_timeout: Duration::from_secs(5),
         insert_timeout: Duration::from_secs(30),
         query_timeout: Duration::from_secs(30),

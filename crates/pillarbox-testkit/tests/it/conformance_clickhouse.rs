@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig, CreateOptions};
+use pillarbox_relay::sink::clickhouse::{ClickHouse, ClickHouseConfig, Compression, CreateOptions};
 use pillarbox_testkit::conformance::sink::{self, Mishap, SinkWorld};
 use pillarbox_testkit::conformance::surroundings::{self, SharedWorld};
 use pillarbox_testkit::servers::{ClickHouse as Server, Flavour};
@@ -26,6 +26,8 @@ impl<'a> Table<'a> {
         let config = ClickHouseConfig {
             user: server.user().to_owned(),
             password: server.password().to_owned().into(),
+            // By itself it would not: these servers are on this machine.
+            compression: Compression::Lz4,
             insert_timeout: INSERT_TIMEOUT,
             query_timeout: Duration::from_secs(30),
             ..ClickHouseConfig::new(server.url(), server.database(), name)

@@ -28,6 +28,7 @@ use super::connector::Connector;
 use super::payload::{HeldUp, Leave, Meter, Payload, Sent};
 use super::settings;
 use super::verdict::may_have_written;
+use crate::body::Body;
 
 /// A result larger than this is a mistake of ours.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -146,19 +147,15 @@ impl Client {
         &self,
         statement: &str,
         parameters: &[(&str, &str)],
-        body: &[Bytes],
+        body: &Body,
         begins_by: Instant,
     ) -> Result<Success, Fault> {
         let mut query = parameters.to_vec();
         let has_token = query.iter().any(|(name, _)| *name == settings::TOKEN);
         query.push(("query", statement));
-        if self.compression == Compression::Lz4 {
-            query.push(("decompress", "1"));
-        }
         let exchange = Exchange {
             query: &query,
-            pieces: body,
-            compression: self.compression,
+            body,
             timeout: self.insert_timeout,
             begins_by: Some(begins_by),
             is_insert: true,
@@ -170,9 +167,10 @@ impl Client {
 
     /// Runs a statement on the first replica that answers.
     pub(super) async fn query(&self, statement: &str) -> Result<Success, Fault> {
-        let pieces = [Bytes::copy_from_slice(statement.as_bytes())];
+        let body = body_of(statement);
         let parameters = self.query_parameters();
-        self.in_turn(&self.statement(&parameters, &pieces)).await
+        self.in_turn(&self.statement(&parameters, &body, statement))
+            .await
     }
 
     /// Runs a statement on the `index`-th replica.
@@ -189,12 +187,12 @@ impl Client {
         settings: &[(&str, &str)],
         timeout: Duration,
     ) -> Result<Success, Fault> {
-        let pieces = [Bytes::copy_from_slice(statement.as_bytes())];
+        let body = body_of(statement);
         let pinned = self.query_parameters();
         let parameters: Vec<_> = pinned.iter().chain(settings).copied().collect();
         let exchange = Exchange {
             timeout,
-            ..self.statement(&parameters, &pieces)
+            ..self.statement(&parameters, &body, statement)
         };
         self.on(&self.endpoints[index], &exchange).await
     }
@@ -237,17 +235,16 @@ impl Client {
     fn statement<'a>(
         &self,
         parameters: &'a [(&'a str, &'a str)],
-        pieces: &'a [Bytes],
+        body: &'a Body,
+        statement: &str,
     ) -> Exchange<'a> {
-        let statement = pieces.first().map_or(&[][..], |piece| piece);
         Exchange {
             query: parameters,
-            pieces,
-            compression: Compression::None,
+            body,
             timeout: self.query_timeout,
             begins_by: None,
             is_insert: false,
-            is_read: statement.starts_with(b"SELECT "),
+            is_read: statement.starts_with("SELECT "),
             may_repeat: true,
         }
     }
@@ -326,6 +323,10 @@ impl Client {
         let ends_by = Instant::now() + exchange.timeout;
         let mut url = endpoint.url.clone();
         url.query_pairs_mut().extend_pairs(exchange.query);
+        let is_compressed = exchange.is_insert && self.compression.is_for(&endpoint.url);
+        if is_compressed {
+            url.query_pairs_mut().append_pair("decompress", "1");
+        }
         let invalid = |error: hyper::http::Error| Fault::Unreachable(Arc::new(error));
         let mut password = HeaderValue::from_str(self.password.expose_secret())
             .map_err(|error| invalid(error.into()))?;
@@ -340,8 +341,8 @@ impl Client {
                 concat!("pillarbox/", env!("CARGO_PKG_VERSION")),
             )
             .body(Payload::new(
-                exchange.pieces,
-                exchange.compression,
+                exchange.body,
+                is_compressed,
                 meter,
                 Leave {
                     begins_by: exchange.begins_by.unwrap_or(ends_by),
@@ -393,8 +394,7 @@ impl Client {
 #[derive(Clone, Copy)]
 struct Exchange<'a> {
     query: &'a [(&'a str, &'a str)],
-    pieces: &'a [Bytes],
-    compression: Compression,
+    body: &'a Body,
     timeout: Duration,
     begins_by: Option<Instant>,
     is_insert: bool,
@@ -426,6 +426,10 @@ fn http_client(
         // not be told from "lost". Inserts are few and large.
         .pool_max_idle_per_host(0)
         .build(connector))
+}
+
+fn body_of(statement: &str) -> Body {
+    Body::from(vec![Bytes::copy_from_slice(statement.as_bytes())])
 }
 
 fn decoded(text: &str) -> String {

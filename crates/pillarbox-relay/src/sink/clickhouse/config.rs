@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use url::{Host, Url};
 
 use crate::redaction::Path;
 
@@ -39,11 +40,29 @@ pub struct ClickHouseConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// ClickHouse's own frames of LZ4 blocks.
+    /// By LZ4, but not at all to a server on this machine, where a core is worth more than the way.
     #[default]
+    Auto,
+    /// By ClickHouse's own frames of LZ4 blocks.
     Lz4,
-    /// Not at all: best on loopback.
+    /// Not at all.
     None,
+}
+
+impl Compression {
+    /// Whether what is sent to this server is compressed.
+    pub(super) fn is_for(self, url: &Url) -> bool {
+        match self {
+            Self::Lz4 => true,
+            Self::None => false,
+            Self::Auto => match url.host() {
+                Some(Host::Domain(name)) => name != "localhost",
+                Some(Host::Ipv4(address)) => !address.is_loopback(),
+                Some(Host::Ipv6(address)) => !address.is_loopback(),
+                None => true,
+            },
+        }
+    }
 }
 
 impl ClickHouseConfig {
@@ -59,7 +78,7 @@ impl ClickHouseConfig {
             password: SecretString::from(String::new()),
             database: database.into(),
             table: table.into(),
-            compression: Compression::Lz4,
+            compression: Compression::Auto,
             connect_timeout: Duration::from_secs(5),
             insert_timeout: Duration::from_secs(300),
             query_timeout: Duration::from_secs(60),
@@ -89,12 +108,36 @@ impl fmt::Debug for ClickHouseConfig {
 
 /// Scheme, host and port of an address. Its user, password and query are never shown.
 pub(super) fn without_secrets(url: &str) -> String {
-    match url::Url::parse(url) {
+    match Url::parse(url) {
         Ok(url) => {
             let host = url.host_str().unwrap_or("?");
             let port = url.port().map(|port| format!(":{port}"));
             format!("{}://{host}{}", url.scheme(), port.unwrap_or_default())
         }
         Err(_) => "(not an address)".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_on_this_machine_is_not_compressed() {
+        let is_compressed = |url: &str| Compression::Auto.is_for(&Url::parse(url).unwrap());
+        for here in [
+            "http://127.0.0.1:8123",
+            "http://localhost",
+            "https://[::1]:8443",
+        ] {
+            assert!(!is_compressed(here), "{here}");
+        }
+        for away in [
+            "http://10.0.0.7:8123",
+            "https://clickhouse.example",
+            "http://[2001:db8::1]",
+        ] {
+            assert!(is_compressed(away), "{away}");
+        }
     }
 }

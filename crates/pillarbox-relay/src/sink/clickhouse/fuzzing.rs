@@ -8,6 +8,7 @@ use jiff::tz::TimeZone;
 use super::answer::{Answer, Fault};
 use super::column::{ColumnType, Given};
 use super::native::NativeEncoder;
+use super::order::Order;
 use super::partition::Rule;
 use super::payload::Sent;
 use super::plan::{Layout, Planned};
@@ -84,6 +85,7 @@ impl FuzzedEncoder {
             digest,
             batch: true,
             rule,
+            order: Order::default(),
             redaction: None,
         };
         Some(Self {

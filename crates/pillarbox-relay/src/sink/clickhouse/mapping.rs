@@ -1,8 +1,12 @@
 //! Which outbox column goes into which sink column: by name, with types checked once. Pure.
 
-use super::column::{ColumnType, Given};
+use jiff::tz::TimeZone;
+
+use super::column::{ColumnType, Given, Kind};
 use super::create::Dialect;
 use super::digest;
+use super::order::Order;
+use super::partition::Rule;
 use super::plan::{Planned, Redaction};
 use super::propose;
 use super::report::ColumnReport;
@@ -43,6 +47,22 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
+    /// The order of the table, as far as the relay can put rows in it.
+    pub(super) fn order(&self, server: &Server, table: &Table) -> Order {
+        let find = |name: &str| {
+            let mut columns = self.columns.iter();
+            let at = columns.position(|column| column.name == name)?;
+            Some((at, self.columns[at].of.clone()))
+        };
+        let zone = TimeZone::get(&server.zone).ok();
+        let date = |part: &str| Rule::parse(part, zone.clone(), server.starts_1970, find).ok();
+        let is_array = |column: &Planned| matches!(column.of.kind, Kind::Array { .. });
+        match self.columns.iter().any(is_array) {
+            true => Order::default(),
+            false => Order::parse(&table.sorting_key, find, date),
+        }
+    }
+
     pub(super) fn new(
         server: &Server,
         table: &Table,

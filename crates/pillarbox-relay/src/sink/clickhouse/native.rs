@@ -6,23 +6,24 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::column::{ColumnType, Kind};
 use super::digest;
+use super::order::Sorter;
 use super::partition::{Evaluator, Key};
+use super::pieces::Pieces;
 use super::plan::{Layout, Planned, Redaction};
 use super::value::{Value, convert};
 use crate::batch::{Block, EncodedBlock, Row};
+use crate::body::{Body, Part, Place, Places, Values};
 use crate::redaction::redact;
 use crate::sink::{Encoder, Pushed, RowError, Terms};
 
 /// Partitions of one batch at most: each is an insert, and ClickHouse refuses 100 parts at once.
 pub(super) const BLOCKS_MAX: usize = 32;
-/// Size of the pieces of a column: large enough for the wire, small enough to grow without copying.
-const PIECE_BYTES: usize = 512 * 1024;
-/// Size of the first piece: a batch may have few rows and many partitions.
-const FIRST_PIECE_BYTES: usize = 4 * 1024;
+/// Columns of most tables at most.
+const COLUMNS_USUAL: usize = 16;
 
 /// How the values of a JSON column are written; the server parses them.
 const JSON_AS_TEXT: u64 = 1;
@@ -60,6 +61,8 @@ struct OpenBlock {
     rows: u64,
     digest: u64,
     columns: Vec<Column>,
+    /// While there are few enough different rows to sort them.
+    sorter: Option<Sorter>,
 }
 
 /// The values of one column.
@@ -71,13 +74,8 @@ struct Column {
     elements: u64,
     nulls: Pieces,
     values: Pieces,
-}
-
-/// Bytes that are appended to and then given away without a copy.
-#[derive(Debug, Default)]
-struct Pieces {
-    full: Vec<Bytes>,
-    open: Vec<u8>,
+    /// Where the values are that differ in length.
+    places: Vec<Place>,
 }
 
 impl NativeEncoder {
@@ -153,6 +151,11 @@ impl NativeEncoder {
             rows: 0,
             digest: 0,
             columns,
+            sorter: self
+                .layout
+                .order
+                .is_known()
+                .then(|| Sorter::new(&self.layout.order)),
         });
         Some(self.blocks.len() - 1)
     }
@@ -240,13 +243,13 @@ impl Encoder for NativeEncoder {
             return Ok(Pushed::Skipped);
         }
         let layout = Arc::clone(&self.layout);
-        let mut values = Vec::with_capacity(layout.columns.len());
+        let mut redacted = std::mem::take(&mut self.redacted);
+        redacted.clear();
+        let mut values = SmallVec::<[Value<'_>; COLUMNS_USUAL]>::new();
         for (index, column) in layout.columns.iter().enumerate() {
             values.push(value(row, index, column, &column.of)?);
         }
         let key = self.evaluator.key(&layout.rule, &values);
-        let mut redacted = std::mem::take(&mut self.redacted);
-        redacted.clear();
         let hash = self.hash(row, &values)?;
         if let Some(Redaction { index, paths }) = self.redaction(&layout)
             && let Value::Bytes(json) = values[*index]
@@ -260,12 +263,17 @@ impl Encoder for NativeEncoder {
         };
         self.current = current;
         let block = &mut self.blocks[current];
+        block
+            .sorter
+            .take_if(|sorter| !sorter.push(&layout.order, &values));
+        let is_sorted = block.sorter.is_some();
         for ((column, planned), value) in block.columns.iter_mut().zip(&layout.columns).zip(&values)
         {
-            column.push(&planned.of, value);
+            column.push(&planned.of, value, is_sorted);
         }
         block.rows += 1;
         block.digest = block.digest.wrapping_add(hash);
+        drop(values);
         self.redacted = redacted;
         Ok(Pushed::Taken)
     }
@@ -281,81 +289,117 @@ impl Encoder for NativeEncoder {
 
 impl OpenBlock {
     fn finish(self, layout: &Layout, batch: u64) -> EncodedBlock {
-        let mut body = Pieces::default();
+        let order = self.sorter.and_then(|sorter| sorter.order(&layout.order));
+        let columns = self.columns.iter().zip(&layout.columns);
+        let are_placed = columns.into_iter().all(|(column, planned)| {
+            planned.of.kind.width().is_some() || column.places.len() as u64 == self.rows
+        });
+        let order: Option<Arc<[u32]>> = order.filter(|_| are_placed).map(Arc::from);
+        let mut parts = Vec::new();
+        let mut head = Pieces::default();
         let columns = layout.columns.len() + usize::from(layout.batch);
-        body.varint(columns as u64);
-        body.varint(self.rows);
+        head.varint(columns as u64);
+        head.varint(self.rows);
         for (column, planned) in self.columns.into_iter().zip(&layout.columns) {
-            body.text(planned.name.as_bytes());
-            body.text(planned.of.wire.as_bytes());
+            head.text(planned.name.as_bytes());
+            head.text(planned.of.wire.as_bytes());
             if planned.of.kind == Kind::Json {
-                body.raw(&JSON_AS_TEXT.to_le_bytes());
+                head.raw(&JSON_AS_TEXT.to_le_bytes());
             }
-            body.append(column.ends);
-            body.append(column.nulls);
-            body.append(column.values);
+            parts.extend(plain(std::mem::take(&mut head)));
+            column.finish(&planned.of, order.as_ref(), &mut parts);
         }
         if layout.batch {
-            body.text(b"batch");
-            body.text(b"UInt64");
-            for _ in 0..self.rows {
-                body.raw(&batch.to_le_bytes());
-            }
+            head.text(b"batch");
+            head.text(b"UInt64");
+            parts.extend(plain(head));
+            parts.push(Part::Repeated(
+                batch.to_le_bytes().into(),
+                self.rows as usize,
+            ));
         }
-        let partition = layout.rule.text(self.key);
         let block = Block {
-            partition,
+            partition: layout.rule.text(self.key),
             rows: self.rows,
             digest: self.digest,
             is_numbered: layout.batch,
         };
         EncodedBlock {
             block,
-            body: body.into_bytes(),
+            body: Body::from(parts),
         }
     }
 }
 
+fn plain(pieces: Pieces) -> impl Iterator<Item = Part> {
+    pieces.into_bytes().into_iter().map(Part::Plain)
+}
+
 impl Column {
-    fn push(&mut self, of: &ColumnType, value: &Value<'_>) {
+    fn finish(self, of: &ColumnType, order: Option<&Arc<[u32]>>, parts: &mut Vec<Part>) {
+        let Some(order) = order else {
+            for pieces in [self.ends, self.nulls, self.values] {
+                parts.extend(plain(pieces));
+            }
+            return;
+        };
+        if of.nullable {
+            parts.push(Part::Ordered(even(self.nulls, 1), Arc::clone(order)));
+        }
+        let values = match of.kind.width() {
+            Some(width) => even(self.values, width),
+            None => Values {
+                pieces: self.values.into_bytes(),
+                places: Places::Listed(self.places),
+            },
+        };
+        parts.push(Part::Ordered(values, Arc::clone(order)));
+    }
+
+    fn push(&mut self, of: &ColumnType, value: &Value<'_>, is_sorted: bool) {
         if of.nullable {
             self.nulls.raw(&[u8::from(*value == Value::Null)]);
         }
+        let place = self.push_value(of, value);
+        if is_sorted {
+            self.places.extend(place);
+        }
+    }
+
+    /// Where the value is, of a type whose values differ in length.
+    fn push_value(&mut self, of: &ColumnType, value: &Value<'_>) -> Option<Place> {
         let to = &mut self.values;
         match *value {
             // Servers look at what stands in the place of a null, too.
             Value::Null => match (&of.kind, of.kind.width()) {
                 (Kind::Enum { names, .. }, _) => {
                     let code = names.values().min().copied().unwrap_or_default();
-                    to.integer(&code.to_le_bytes(), &of.kind);
+                    integer(to, &code.to_le_bytes(), &of.kind);
                 }
-                (Kind::Json, _) => to.text(b"{}"),
+                (Kind::Json, _) => return to.text(b"{}"),
                 (_, Some(width)) => to.zeros(width),
-                (_, None) => to.varint(0),
+                (_, None) => return to.text(b""),
             },
             Value::Bytes(bytes) => match of.kind {
-                Kind::FixedString(width) => {
-                    to.raw(bytes);
-                    to.zeros(width.saturating_sub(bytes.len()));
-                }
-                _ => to.text(bytes),
+                Kind::FixedString(width) => to.filled(bytes, width),
+                _ => return to.text(bytes),
             },
             Value::UuidText(uuid) => {
                 let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
-                to.text(uuid.hyphenated().encode_lower(&mut buffer).as_bytes());
+                return to.text(uuid.hyphenated().encode_lower(&mut buffer).as_bytes());
             }
-            Value::Unsigned(number) => to.integer(&number.to_le_bytes(), &of.kind),
-            Value::Signed(number) => to.integer(&number.to_le_bytes(), &of.kind),
-            Value::Named(_, code) => to.integer(&code.to_le_bytes(), &of.kind),
-            Value::Decimal(bytes) => to.integer(&bytes, &of.kind),
+            Value::Unsigned(number) => integer(to, &number.to_le_bytes(), &of.kind),
+            Value::Signed(number) => integer(to, &number.to_le_bytes(), &of.kind),
+            Value::Named(_, code) => integer(to, &code.to_le_bytes(), &of.kind),
+            Value::Decimal(bytes) => integer(to, &bytes, &of.kind),
             Value::Octets(bytes) => to.raw(&bytes),
             Value::Float32(number) => to.raw(&number.to_le_bytes()),
             Value::Float64(number) => to.raw(&number.to_le_bytes()),
             // ClickHouse keeps a UUID as two little-endian halves, the high one first.
             Value::Uuid(uuid) => {
                 let (high, low) = uuid.as_u64_pair();
-                to.raw(&high.to_le_bytes());
-                to.raw(&low.to_le_bytes());
+                let halves = u128::from(low) << 64 | u128::from(high);
+                to.raw(&halves.to_le_bytes());
             }
             Value::Array(elements) => {
                 for element in elements {
@@ -368,81 +412,23 @@ impl Column {
                 self.ends.raw(&self.elements.to_le_bytes());
             }
         }
+        None
     }
 }
 
-impl Pieces {
-    fn raw(&mut self, bytes: &[u8]) {
-        if self.open.len() + bytes.len() > self.open.capacity() {
-            self.grow(bytes.len());
-        }
-        self.open.extend_from_slice(bytes);
+/// Values of the same width.
+fn even(pieces: Pieces, width: usize) -> Values {
+    Values {
+        pieces: pieces.into_bytes(),
+        places: Places::Even {
+            width,
+            per_piece: Pieces::per_piece(width),
+        },
     }
+}
 
-    /// Makes room for `more` bytes: by doubling up to a piece, then by opening another piece.
-    fn grow(&mut self, more: usize) {
-        let wanted = self.open.len() + more;
-        if wanted <= PIECE_BYTES {
-            let doubled = wanted.max(self.open.capacity() * 2).max(FIRST_PIECE_BYTES);
-            self.open
-                .reserve_exact(doubled.min(PIECE_BYTES) - self.open.len());
-            return;
-        }
-        let full = std::mem::replace(&mut self.open, Vec::with_capacity(more.max(PIECE_BYTES)));
-        if !full.is_empty() {
-            self.full.push(Bytes::from(full));
-        }
-    }
-
-    /// The low bytes of a number, as many as the type has. The value was checked to fit.
-    fn integer(&mut self, bytes: &[u8], kind: &Kind) {
-        let width = kind.width().unwrap_or(bytes.len()).min(bytes.len());
-        self.raw(&bytes[..width]);
-    }
-
-    fn zeros(&mut self, count: usize) {
-        const ZEROS: [u8; 64] = [0; 64];
-        let mut left = count;
-        while left > 0 {
-            let some = left.min(ZEROS.len());
-            self.raw(&ZEROS[..some]);
-            left -= some;
-        }
-    }
-
-    fn varint(&mut self, mut number: u64) {
-        let mut buffer = [0_u8; 10];
-        let mut length = 0;
-        while number >= 0x80 {
-            buffer[length] = (number & 0x7f) as u8 | 0x80;
-            number >>= 7;
-            length += 1;
-        }
-        buffer[length] = number as u8;
-        self.raw(&buffer[..=length]);
-    }
-
-    fn text(&mut self, bytes: &[u8]) {
-        self.varint(bytes.len() as u64);
-        self.raw(bytes);
-    }
-
-    /// Moves the bytes of `other` behind these.
-    fn append(&mut self, other: Self) {
-        let own = std::mem::take(&mut self.open);
-        let last = [own, other.open];
-        let [own, open] = last.map(Bytes::from);
-        let pieces = std::iter::once(own)
-            .chain(other.full)
-            .chain(std::iter::once(open));
-        self.full.extend(pieces.filter(|piece| !piece.is_empty()));
-    }
-
-    fn into_bytes(mut self) -> Vec<Bytes> {
-        let last = Bytes::from(std::mem::take(&mut self.open));
-        if !last.is_empty() {
-            self.full.push(last);
-        }
-        self.full
-    }
+/// The low bytes of a number, as many as the type has. The value was checked to fit.
+fn integer(to: &mut Pieces, bytes: &[u8], kind: &Kind) {
+    let width = kind.width().unwrap_or(bytes.len()).min(bytes.len());
+    to.raw(&bytes[..width]);
 }

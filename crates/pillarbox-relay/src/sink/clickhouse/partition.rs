@@ -55,6 +55,13 @@ pub(super) enum Function {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key(i64);
 
+impl Key {
+    /// A later date has a larger one.
+    pub(super) fn number(self) -> i64 {
+        self.0
+    }
+}
+
 impl Rule {
     /// Reads `system.tables.partition_key`. `server_zone` is for columns that name none; `find` gives index and type of a column that the relay
     /// fills.

@@ -3,7 +3,6 @@
 //! LZ4 frames: a CityHash128 (1.0.2) of what follows, the method, both sizes, the LZ4 block
 //! (clickhouse.com/docs/interfaces/specs/NativeFormat#frame-format).
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -13,7 +12,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::config::Compression;
+use crate::body::{self, Frames};
 
 /// Bytes in one compressed frame before compression; ClickHouse's own client uses 1 MiB.
 const FRAME_BYTES: usize = 1024 * 1024;
@@ -77,58 +76,31 @@ pub(super) struct Leave {
 #[error("this process was held up for so long that the request is out of date")]
 pub(super) struct HeldUp;
 
-/// A body that is compressed frame by frame, so that no second copy of it exists.
+/// A body that is framed and compressed as it leaves, so that no second copy of it exists.
 #[derive(Debug)]
 pub(super) struct Payload {
-    pieces: VecDeque<Bytes>,
-    compression: Compression,
+    frames: Frames,
+    is_compressed: bool,
     meter: Meter,
     leave: Leave,
 }
 
 impl Payload {
-    pub(super) fn new(
-        pieces: &[Bytes],
-        compression: Compression,
-        meter: Meter,
-        leave: Leave,
-    ) -> Self {
-        let pieces = pieces
-            .iter()
-            .filter(|piece| !piece.is_empty())
-            .cloned()
-            .collect();
+    pub(super) fn new(body: &body::Body, is_compressed: bool, meter: Meter, leave: Leave) -> Self {
         Self {
-            pieces,
-            compression,
+            frames: Frames::of(body, FRAME_BYTES),
+            is_compressed,
             meter,
             leave,
         }
     }
 
     fn next_frame(&mut self) -> Option<Bytes> {
-        match self.compression {
-            Compression::None => self.pieces.pop_front(),
-            Compression::Lz4 => self.next_plain().map(|plain| compressed(&plain)),
-        }
-    }
-
-    /// Up to a frame of bytes; only pieces that are smaller are copied together.
-    fn next_plain(&mut self) -> Option<Bytes> {
-        let first = self.pieces.front_mut()?;
-        if first.len() >= FRAME_BYTES {
-            return Some(first.split_to(FRAME_BYTES));
-        }
-        let mut gathered = Vec::with_capacity(FRAME_BYTES);
-        while let Some(piece) = self.pieces.front_mut() {
-            let taken = piece.split_to(piece.len().min(FRAME_BYTES - gathered.len()));
-            gathered.extend_from_slice(&taken);
-            if !piece.is_empty() {
-                break;
-            }
-            self.pieces.pop_front();
-        }
-        Some(Bytes::from(gathered)).filter(|bytes| !bytes.is_empty())
+        let frame = self.frames.next()?;
+        Some(match self.is_compressed {
+            true => compressed(&frame),
+            false => frame,
+        })
     }
 }
 
@@ -163,25 +135,23 @@ impl Body for Payload {
             Sent::Some | Sent::All => self.leave.ends_by,
         };
         let is_late = Instant::now() > leaves_by;
-        if !self.pieces.is_empty() && (is_late || !self.meter.begins()) {
+        if self.frames.left() > 0 && (is_late || !self.meter.begins()) {
             return Poll::Ready(Some(Err(HeldUp)));
         }
         let frame = self.next_frame();
-        let sent = if self.pieces.is_empty() { 2 } else { 1 };
+        let sent = if self.frames.left() == 0 { 2 } else { 1 };
         self.meter.0.fetch_max(sent, Ordering::AcqRel);
         Poll::Ready(frame.map(|bytes| Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty()
+        self.frames.left() == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.compression {
-            Compression::None => {
-                SizeHint::with_exact(self.pieces.iter().map(|piece| piece.len() as u64).sum())
-            }
-            Compression::Lz4 => SizeHint::default(),
+        match self.is_compressed {
+            true => SizeHint::default(),
+            false => SizeHint::with_exact(self.frames.left() as u64),
         }
     }
 }
@@ -210,19 +180,19 @@ mod tests {
 
     #[test]
     fn inv_2_what_is_out_of_date_does_not_leave() {
-        let body = [Bytes::from(vec![b'x'; 3 * FRAME_BYTES])];
+        let body = body::Body::from(vec![Bytes::from(vec![b'x'; 3 * FRAME_BYTES])]);
         let meter = Meter::default();
         let mut leave = in_time();
         leave.begins_by = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
-        let mut late = Payload::new(&body, Compression::None, meter.clone(), leave);
+        let mut late = Payload::new(&body, false, meter.clone(), leave);
         assert!(matches!(poll(&mut late), Some(Err(HeldUp))));
         assert_eq!(meter.sent(), Sent::Nothing);
         let given_up = Meter::default();
-        let mut kept = Payload::new(&body, Compression::Lz4, given_up.clone(), in_time());
+        let mut kept = Payload::new(&body, true, given_up.clone(), in_time());
         assert!(given_up.give_up());
         assert!(matches!(poll(&mut kept), Some(Err(HeldUp))));
         assert_eq!(given_up.sent(), Sent::Nothing);
-        let mut held_up = Payload::new(&body, Compression::Lz4, meter.clone(), in_time());
+        let mut held_up = Payload::new(&body, true, meter.clone(), in_time());
         assert!(matches!(poll(&mut held_up), Some(Ok(_))));
         assert!(!meter.give_up());
         held_up.leave.ends_by = leave.begins_by;
@@ -240,7 +210,8 @@ mod tests {
             Bytes::from_static(b"tail"),
         ];
         let meter = Meter::default();
-        let mut payload = Payload::new(&pieces, Compression::Lz4, meter.clone(), in_time());
+        let body = body::Body::from(pieces.to_vec());
+        let mut payload = Payload::new(&body, true, meter.clone(), in_time());
         assert_eq!(meter.sent(), Sent::Nothing);
         let mut context = Context::from_waker(std::task::Waker::noop());
         let mut whole = Vec::new();

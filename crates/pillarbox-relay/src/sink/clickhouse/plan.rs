@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::column::{ColumnType, Given};
 use super::digest;
 use super::native::NativeEncoder;
+use super::order::Order;
 use super::partition::Rule;
 use super::report::SinkReport;
 use super::table::SinkColumn;
@@ -29,6 +30,8 @@ pub(super) struct Layout {
     /// Whether the table has the column `batch`.
     pub(super) batch: bool,
     pub(super) rule: Rule,
+    /// In which order the table keeps its rows; not known where values cannot be put in another one.
+    pub(super) order: Order,
     pub(super) redaction: Option<Redaction>,
 }
 

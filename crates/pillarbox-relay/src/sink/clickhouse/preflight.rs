@@ -62,6 +62,7 @@ pub(super) async fn plan(
         .map_err(|fault| trouble(&fault))?;
     let mapping = Mapping::new(&server, &table, &columns, outbox, &config.redacted)?;
     let rule = partition_rule(&server, &table, &mapping, outbox)?;
+    let order = mapping.order(&server, &table);
     let mut warnings = mapping.warnings.clone();
     warnings.extend(warnings_about(&table));
     warnings.extend(changing_columns(&server, &table, &columns));
@@ -101,6 +102,7 @@ pub(super) async fn plan(
             digest: mapping.digest,
             batch: mapping.batch,
             rule,
+            order,
         }),
         report,
     })))

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::column::{ColumnType, Given};
 use super::digest;
 use super::native::{BLOCKS_MAX, NativeEncoder};
+use super::order::Order;
 use super::partition::Rule;
 use super::plan::{Layout, Planned};
 use crate::batch::{EncodedBlock, Row};
@@ -18,6 +19,10 @@ const PG_EPOCH_US: i64 = 946_684_800_000_000;
 const DAY_US: i64 = 86_400_000_000;
 
 fn layout(columns: &[(&str, Given, &str)], partition: &str) -> Arc<Layout> {
+    layout_sorted(columns, partition, "")
+}
+
+fn layout_sorted(columns: &[(&str, Given, &str)], partition: &str, key: &str) -> Arc<Layout> {
     let columns: Vec<Planned> = columns
         .iter()
         .map(|(name, given, of)| Planned {
@@ -31,12 +36,14 @@ fn layout(columns: &[(&str, Given, &str)], partition: &str) -> Arc<Layout> {
         Some((at, columns[at].of.clone()))
     };
     let rule = Rule::parse(partition, Some(TimeZone::UTC), false, find).unwrap();
+    let order = Order::parse(key, find, |_| None);
     let digest = (0..columns.len()).collect();
     Arc::new(Layout {
         columns,
         digest,
         batch: true,
         rule,
+        order,
         redaction: None,
     })
 }
@@ -167,6 +174,48 @@ proptest! {
             prop_assert_eq!(&column.2, expected);
         }
         prop_assert!(decoded[4].2.iter().all(|value| value == &0xABCD_u64.to_le_bytes()));
+    }
+
+    /// The rows are those of a block that came in order: no value is lost, doubled or in another's row.
+    #[test]
+    fn rows_that_are_put_in_order_are_the_same_as_rows_that_came_in_it(
+        rows in proptest::collection::vec((
+            "[ab]{1,3}",
+            0_i64..20_000,
+            proptest::option::of(any::<i32>()),
+            proptest::collection::vec(any::<u8>(), 0..3),
+            proptest::option::of(prop_oneof![0_usize..300, 60_000_usize..70_000]),
+        ), 1..40),
+    ) {
+        let columns = [
+            ("kind", Given::Text, "String"),
+            ("at", Given::Timestamp, "DateTime('UTC')"),
+            ("number", Given::Int4, "Nullable(Int32)"),
+            ("fixed", Given::Text, "FixedString(3)"),
+            ("text", Given::Text, "Nullable(String)"),
+        ];
+        let encode = |rows: &[_], key: &str| {
+            let mut encoder = NativeEncoder::new(layout_sorted(&columns, "", key), None);
+            for (kind, seconds, number, fixed, length) in rows {
+                let kind: &String = kind;
+                let (time, number): (_, &Option<i32>) = (timestamp(seconds * 1_000_000), number);
+                let number = number.map(i32::to_be_bytes);
+                let (fixed, length): (&Vec<u8>, &Option<usize>) = (fixed, length);
+                let text = length.map(|length| vec![length as u8; length]);
+                let pushed = push(&mut encoder, &[
+                    Some(kind.as_bytes()), Some(&time), number.as_ref().map(<[u8; 4]>::as_slice),
+                    Some(fixed), text.as_deref(),
+                ]);
+                assert_eq!(pushed, Ok(Pushed::Taken));
+            }
+            encoder.finish(7).remove(0)
+        };
+        let as_they_came = encode(&rows, "kind, toStartOfHour(at), at");
+        let mut sorted = rows;
+        sorted.sort_by_key(|(kind, at, ..)| (kind.clone(), *at));
+        let in_order = encode(&sorted, "");
+        prop_assert_eq!(as_they_came.block, in_order.block);
+        prop_assert!(as_they_came.body.concat() == in_order.body.concat());
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::snapshot::Cut;
 
 /// Columns of a plan at most, so that a row's fields need no allocation.
 pub(super) const COLUMNS_MAX: usize = 128;
+/// Fields of most plans at most: an array for all of them takes longer to clear than a row to decode.
+const COLUMNS_USUAL: usize = 16;
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
@@ -126,6 +128,18 @@ impl Decoder {
         bytes: &[u8],
         take: &mut impl FnMut(&Row<'_>) -> Result<Pushed, RowError>,
     ) -> Result<Option<(usize, Pushed)>, CopyError> {
+        match self.columns + 2 <= COLUMNS_USUAL {
+            true => self.row_within::<COLUMNS_USUAL>(bytes, take),
+            false => self.row_within::<{ COLUMNS_MAX + 2 }>(bytes, take),
+        }
+    }
+
+    /// The same, of at most `N` fields.
+    fn row_within<const N: usize>(
+        &mut self,
+        bytes: &[u8],
+        take: &mut impl FnMut(&Row<'_>) -> Result<Pushed, RowError>,
+    ) -> Result<Option<(usize, Pushed)>, CopyError> {
         let Some(count) = bytes
             .first_chunk::<2>()
             .map(|count| i16::from_be_bytes(*count))
@@ -136,7 +150,7 @@ impl Decoder {
             return Err(CopyError::Malformed("a row has another number of columns"));
         }
         let mut at = 2;
-        let mut fields = [None; COLUMNS_MAX + 2];
+        let mut fields = [None; N];
         for field in fields.iter_mut().take(self.columns + 2) {
             let Some(length) = bytes.get(at..).and_then(|rest| rest.first_chunk::<4>()) else {
                 return Ok(None);

@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{CopyOutStream, Transaction};
 
@@ -259,9 +259,13 @@ async fn copy<R: Rows>(
     })
 }
 
+/// The next row of a COPY. Most are there already, and a timer costs as much as decoding one does.
 async fn next(
     stream: &mut Pin<&mut CopyOutStream>,
 ) -> Result<Option<Result<Bytes, tokio_postgres::Error>>, SourceError> {
+    if let Some(ready) = stream.next().now_or_never() {
+        return Ok(ready);
+    }
     tokio::time::timeout(SILENCE_MAX, stream.next())
         .await
         .map_err(|_| silent())

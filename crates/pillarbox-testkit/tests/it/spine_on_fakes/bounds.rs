@@ -56,6 +56,27 @@ async fn inv_7_a_backlog_keeps_at_most_two_batches_more_than_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn inv_7_no_batch_is_begun_while_those_in_delivery_are_as_large_as_one_may_be() {
+    let mut world = World::new();
+    world.options.in_flight_max = 4;
+    world.options.limits.bytes_max = 10_000;
+    world.sink.fail_always(Operation::Deliver, Fault::Hold);
+    let context = format!("\"{}\"", "x".repeat(6_000));
+    for _ in 0..20 {
+        let mut transaction = world.database.begin();
+        transaction.publish(context.as_str());
+        transaction.commit().unwrap();
+    }
+    let relay = world.start("a");
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    world.sink.heal();
+    world.until_settled().await;
+    relay.stop().await.unwrap();
+    assert_eq!(world.sink.batches().max(), 2);
+    world.assert_exact("large batches");
+}
+
+#[tokio::test(start_paused = true)]
 async fn inv_7_a_batch_closes_at_its_bytes_and_at_its_partitions() {
     let sink = FakeSink::builder()
         .partitions_max(2)
@@ -156,6 +177,7 @@ async fn an_idle_relay_probes_ever_more_rarely_and_beats_every_second() {
 async fn a_batch_waits_for_its_age_or_its_size_and_not_longer() {
     let mut world = World::new();
     world.options.limits.rows_max = 100;
+    world.options.limits.bytes_max = 32 * 1024 * 1024;
     let relay = world.start("a");
     tokio::time::sleep(Duration::from_secs(10)).await;
     world.database.publish(1).unwrap();

@@ -1,0 +1,99 @@
+//! Bytes that are appended to and then given away without a copy. Pure.
+
+use bytes::Bytes;
+
+use crate::body::{PIECE_BYTES_MAX, Place};
+
+/// Size of the first piece: a batch may have few rows and many partitions.
+const FIRST_PIECE_BYTES: usize = 4 * 1024;
+
+/// Pieces of one column, or of the head of a block.
+#[derive(Debug, Default)]
+pub(super) struct Pieces {
+    full: Vec<Bytes>,
+    open: Vec<u8>,
+}
+
+impl Pieces {
+    pub(super) fn raw(&mut self, bytes: &[u8]) {
+        self.make_room(bytes.len());
+        self.open.extend_from_slice(bytes);
+    }
+
+    /// Makes room for `more` bytes in one piece: by doubling up to the size of a piece, then by opening
+    /// another one.
+    fn make_room(&mut self, more: usize) {
+        let wanted = self.open.len() + more;
+        if wanted <= self.open.capacity() {
+            return;
+        }
+        if wanted <= PIECE_BYTES_MAX {
+            let doubled = wanted.max(self.open.capacity() * 2).max(FIRST_PIECE_BYTES);
+            self.open
+                .reserve_exact(doubled.min(PIECE_BYTES_MAX) - self.open.len());
+            return;
+        }
+        let next = Vec::with_capacity(more.max(PIECE_BYTES_MAX));
+        let full = std::mem::replace(&mut self.open, next);
+        if !full.is_empty() {
+            self.full.push(Bytes::from(full));
+        }
+    }
+
+    pub(super) fn zeros(&mut self, count: usize) {
+        self.make_room(count);
+        self.open.resize(self.open.len() + count, 0);
+    }
+
+    /// Bytes, filled up with zeros.
+    pub(super) fn filled(&mut self, bytes: &[u8], width: usize) {
+        self.make_room(width);
+        let end = self.open.len() + width;
+        self.open.extend_from_slice(bytes);
+        self.open.resize(end, 0);
+    }
+
+    /// A length or a count.
+    pub(super) fn varint(&mut self, number: u64) {
+        let mut buffer = [0; VARINT_BYTES];
+        let length = varint(number, &mut buffer);
+        self.raw(&buffer[..length]);
+    }
+
+    /// A length and so many bytes, in one piece; its place, unless it is too far away.
+    pub(super) fn text(&mut self, bytes: &[u8]) -> Option<Place> {
+        let mut buffer = [0; VARINT_BYTES];
+        let length = varint(bytes.len() as u64, &mut buffer);
+        self.make_room(length + bytes.len());
+        let place = Place::new(self.full.len(), self.open.len());
+        self.open.extend_from_slice(&buffer[..length]);
+        self.open.extend_from_slice(bytes);
+        place
+    }
+
+    /// Values of this width that a piece has room for.
+    pub(super) fn per_piece(width: usize) -> usize {
+        (PIECE_BYTES_MAX / width.max(1)).max(1)
+    }
+
+    pub(super) fn into_bytes(mut self) -> Vec<Bytes> {
+        if !self.open.is_empty() {
+            self.full.push(Bytes::from(self.open));
+        }
+        self.full
+    }
+}
+
+const VARINT_BYTES: usize = 10;
+
+/// Writes a number as LEB128; its length.
+fn varint(mut number: u64, buffer: &mut [u8; VARINT_BYTES]) -> usize {
+    let mut length = 0;
+    while number >= 0x80 {
+        buffer[length] = (number & 0x7f) as u8 | 0x80;
+        number >>= 7;
+        length += 1;
+    }
+    buffer[length] = number as u8;
+    length + 1
+}
