@@ -101,3 +101,16 @@ fuzz: setup ## Fuzz what reads foreign bytes, FUZZ_SECONDS for each target (60);
 digest-cost: setup ## Measure what the digest takes of a drain, and fail above 5 % (DIGEST_EVENTS, DIGEST_ROUNDS, DIGEST_ENGINE=26); needs valgrind
 	@cargo build --locked --release --features measure --bin digest_cost --bin relay_under_test -p pillarbox-testkit
 	@"$${CARGO_TARGET_DIR:-target}/release/digest_cost"
+
+.PHONY: bench bench-full build-bench
+
+# Not in one command: the test kit would build its fail points into the program that is measured.
+build-bench: setup
+	@cargo build --locked --release -p pillarbox-cli
+	@cargo build --locked --release -p pillarbox-bench
+
+bench: build-bench ## Measure what the targets of docs/BENCHMARKS.md need, in 20 minutes (BENCH_SHARE=0.1, BENCH_ONLY=drain,growth)
+	@"$${CARGO_TARGET_DIR:-target}/release/bench" $(if $(BENCH_ONLY),--only $(BENCH_ONLY))
+
+bench-full: build-bench ## Measure everything, in about two hours
+	@"$${CARGO_TARGET_DIR:-target}/release/bench" --full $(if $(BENCH_ONLY),--only $(BENCH_ONLY))

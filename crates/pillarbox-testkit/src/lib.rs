@@ -2,6 +2,7 @@
 
 pub mod chaos;
 pub mod conformance;
+pub mod cpu;
 pub mod fake;
 pub mod oracle;
 pub mod proof;

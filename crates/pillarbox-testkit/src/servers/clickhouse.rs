@@ -71,6 +71,8 @@ struct Own {
     // Declared in the order of their end.
     process: Process,
     port: Port,
+    /// Where `clickhouse-client` connects to a single server of 18.16.
+    native: Option<Port>,
     place: Place,
     /// Its further ports, for as long as it may start again.
     member: Option<Member>,
@@ -116,9 +118,15 @@ impl ClickHouse {
     async fn launch(flavour: Flavour, member: Option<Member>, is_small: bool) -> Result<Self> {
         let place = Place::create(None)?;
         let port = Port::lease()?;
+        let native = match (flavour, &member) {
+            (Flavour::V18, None) => Some(Port::lease()?),
+            _ => None,
+        };
         let mut launch = match flavour {
             Flavour::V18 => {
+                let tcp = |native: &Port| format!("  <tcp_port>{}</tcp_port>\n", native.number);
                 let more = member.as_ref().map(Member::config_xml);
+                let more = more.or_else(|| native.as_ref().map(tcp));
                 launch_18(&place, &port, &more.unwrap_or_default())?
             }
             Flavour::V26 => launch_26(&place, &port)?,
@@ -130,6 +138,7 @@ impl ClickHouse {
         let own = Own {
             process: Process::new(launch),
             port,
+            native,
             place,
             member,
         };
@@ -217,6 +226,15 @@ impl ClickHouse {
     /// The HTTP port; an error for a server from the environment.
     pub fn port(&self) -> Result<u16> {
         Ok(self.own("naming the port")?.port.number)
+    }
+
+    /// The port for `clickhouse-client`; an error for all but a single server of 18.16.
+    pub fn native_port(&self) -> Result<u16> {
+        let native = &self.own("naming the native port")?.native;
+        let native = native.as_ref();
+        Ok(native
+            .with_context(|| format!("{} has no native port", self.flavour.label()))?
+            .number)
     }
 
     /// The id of the running process; none after a stop, a kill, or for a server from the

@@ -28,6 +28,7 @@ pub use program::Program;
 pub use redis::{Persistence, Redis};
 pub use replicas::Replicas;
 pub use sentry::{Item, Sentry};
+pub use tools::client_python;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -25,10 +25,21 @@ pub struct Program {
 impl Program {
     /// Not started yet. All its lives write into `log`.
     pub fn new(name: &str, program: &Path, env: Vec<(String, String)>, log: &Path) -> Self {
+        Self::with_args(name, program, &[], env, log)
+    }
+
+    /// The same with words on its command line.
+    pub fn with_args(
+        name: &str,
+        program: &Path,
+        args: &[&str],
+        env: Vec<(String, String)>,
+        log: &Path,
+    ) -> Self {
         let launch = Launch {
             name: name.to_owned(),
             program: program.to_owned(),
-            args: Vec::new(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             env,
             run_as: None,
             log: log.to_owned(),
@@ -37,6 +48,11 @@ impl Program {
             process: Process::new(launch),
             log: log.to_owned(),
         }
+    }
+
+    /// Its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.id()
     }
 
     /// Starts it. An error if it runs already.

@@ -30,6 +30,17 @@ pub(crate) fn tools_dir() -> PathBuf {
     cache.unwrap_or_else(std::env::temp_dir).join("pillarbox")
 }
 
+/// The interpreter of Python that has psycopg, Django and Celery.
+///
+/// # Errors
+/// When `make setup` has not installed it.
+pub fn client_python() -> Result<PathBuf> {
+    installed(
+        "python with psycopg",
+        tools_dir().join("clients/bin/python"),
+    )
+}
+
 /// `path` if it is there, else the error that names the remedy.
 pub(crate) fn installed(what: &str, path: PathBuf) -> Result<PathBuf> {
     if path.exists() {

@@ -9,12 +9,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use pillarbox_relay::schema::registry::{self, Start};
 use pillarbox_relay::schema::{self, settings};
 use pillarbox_relay::sink::clickhouse::{ClickHouse as Sink, ClickHouseConfig, CreateOptions};
+use pillarbox_testkit::cpu;
 use pillarbox_testkit::proof::prove;
 use pillarbox_testkit::servers::{ClickHouse, Flavour, Postgres, eventually};
 use tokio::process::{Child, Command};
 
+use super::TYPES;
 use super::figures::{Figures, Share};
-use super::{TYPES, cpu};
 
 /// What the digest may take of a drain, in per cent.
 const BOUND: f64 = 5.0;

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use pillarbox_relay::fuzzing::{Column, FuzzedEncoder};
+use pillarbox_testkit::cpu;
 
-use super::cpu;
 use super::figures::median;
 
 /// The recommended table on 18.16.

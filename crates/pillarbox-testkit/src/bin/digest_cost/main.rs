@@ -4,7 +4,6 @@
 //! count. A drain saturates the machine: the digest's share of its CPU time is what it takes of its rate.
 //! Exits with 1 when that is more than it may be. A benchmark, not a test: it wants a quiet machine and minutes.
 
-mod cpu;
 mod drain;
 mod encode;
 mod figures;

@@ -18,7 +18,10 @@ const TIMES_OF_CHILDREN: Range<usize> = 13..15;
 const ATTEMPTS: u32 = 10;
 
 /// CPU time of a process and of all its children, those that have ended too.
-pub(crate) fn of_family(pid: u32) -> Result<Duration> {
+///
+/// # Errors
+/// When there is no such process, or its children end all the time.
+pub fn of_family(pid: u32) -> Result<Duration> {
     for _ in 0..ATTEMPTS {
         let before = stat(pid)?;
         let mut ticks = ticks(&before)?;
@@ -42,12 +45,15 @@ pub(crate) fn of_family(pid: u32) -> Result<Duration> {
 }
 
 /// Whether a process has ended and nobody has waited for it, so that its times can still be read.
-pub(crate) fn has_ended(pid: u32) -> Result<bool> {
+///
+/// # Errors
+/// When there is no such process.
+pub fn has_ended(pid: u32) -> Result<bool> {
     Ok(stat(pid)?[STATE] == "Z")
 }
 
 /// The most memory that a process ever had, in bytes; `None` when it has ended.
-pub(crate) fn peak_memory(pid: u32) -> Option<u64> {
+pub fn peak_memory(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status
         .lines()
@@ -57,7 +63,7 @@ pub(crate) fn peak_memory(pid: u32) -> Option<u64> {
 }
 
 /// CPU time of the calling thread.
-pub(crate) fn of_this_thread() -> Duration {
+pub fn of_this_thread() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.cast_unsigned(), now.tv_nsec as u32)
 }

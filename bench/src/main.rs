@@ -1,0 +1,168 @@
+//! What `make bench` runs: the exactly-once path beside what people do today, on servers of its own.
+//!
+//! Side by side in one run, interleaved, in several rounds. A figure is the median of its rounds, and a
+//! target is a ratio of two medians, because machines differ and the same machine differs by the hour.
+
+mod bench;
+mod child;
+mod document;
+mod drain;
+mod growth;
+mod held;
+mod latency;
+mod line;
+mod machine;
+mod plot;
+mod publish;
+mod report;
+mod stage;
+mod targets;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use bench::Bench;
+use machine::Machine;
+use report::Report;
+
+/// 128 + SIGINT, as a shell reports it.
+const INTERRUPTED: u8 = 130;
+const PARTS: [&str; 5] = ["drain", "growth", "publish", "latency", "held"];
+
+/// Benchmarks of Pillarbox beside what people do today
+#[derive(Debug, Parser)]
+#[command(after_help = "\
+The variable BENCH_SHARE, such as 0.1, shortens a run for development. A run that is shortened or has
+not all parts changes bench/results and docs only with --write.")]
+struct Arguments {
+    /// Everything, not only what the targets need
+    #[arg(long)]
+    full: bool,
+
+    /// Only these parts: drain, growth, publish, latency, held
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+
+    /// Write results, plots and document of a run that is shortened or has not all parts
+    #[arg(long)]
+    write: bool,
+
+    /// Measure nothing: make plots and document again from bench/results/latest.json
+    #[arg(long)]
+    render: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run_or_signal(&Arguments::parse()).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// When it returns, every server and child has ended.
+async fn run_or_signal(arguments: &Arguments) -> Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        done = run(arguments) => done,
+        _ = terminate.recv() => Ok(ExitCode::from(INTERRUPTED)),
+        _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
+    }
+}
+
+async fn run(arguments: &Arguments) -> Result<ExitCode> {
+    for part in &arguments.only {
+        ensure!(
+            PARTS.contains(&part.as_str()),
+            "there is no part {part}; use {}",
+            PARTS.join(", ")
+        );
+    }
+    if arguments.render {
+        let text = fs::read_to_string(root().join("bench/results/latest.json"))?;
+        write(&serde_json::from_str(&text)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let bench = Bench::new(arguments.full)?;
+    let started = Instant::now();
+    let mut report = Report {
+        machine: Machine::read(bench.full, bench.share)?,
+        ..Report::default()
+    };
+    for part in PARTS {
+        if !arguments.only.is_empty() && !arguments.only.iter().any(|only| only == part) {
+            continue;
+        }
+        eprintln!("bench: {part} begins at {} s", started.elapsed().as_secs());
+        // The other parts are worth their time all the same.
+        if let Err(error) = run_part(part, &bench, &mut report).await {
+            report.fail(format!("{part}: {error:#}"));
+        }
+    }
+    if !bench.is_shortened() {
+        for slow in targets::slow_references(&report) {
+            report.fail(slow);
+        }
+    }
+    report.targets = targets::judge(&report);
+    if arguments.write || (arguments.only.is_empty() && !bench.is_shortened()) {
+        write(&report)?;
+    }
+    for verdict in &report.targets {
+        println!("{}", verdict.line());
+    }
+    eprintln!("bench: ended at {} s", started.elapsed().as_secs());
+    for failure in &report.failures {
+        eprintln!("bench: failed: {failure}");
+    }
+    Ok(match report.failures.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+async fn run_part(part: &str, bench: &Bench, report: &mut Report) -> Result<()> {
+    match part {
+        "drain" => drain::run(bench, report).await,
+        "growth" => growth::run(bench, report).await,
+        "publish" => publish::run(bench, report).await,
+        "latency" => latency::run(bench, report).await,
+        "held" => held::run(bench, report).await,
+        _ => Ok(()),
+    }
+}
+
+/// Writes results, plots and the tables of the document into the repository.
+fn write(report: &Report) -> Result<()> {
+    let root = root();
+    let write = |path: &str, text: String| {
+        let path = root.join(path);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    };
+    fs::create_dir_all(root.join("bench/results"))?;
+    fs::create_dir_all(root.join("docs/benchmarks"))?;
+    write(
+        "bench/results/latest.json",
+        serde_json::to_string_pretty(report)? + "\n",
+    )?;
+    let plots = plot::draw(report, &root.join("docs/benchmarks"))?;
+    let document = fs::read_to_string(root.join("docs/BENCHMARKS.md"))?;
+    write(
+        "docs/BENCHMARKS.md",
+        document::update(&document, report, &plots)?,
+    )
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}

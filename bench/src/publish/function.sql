@@ -1,0 +1,4 @@
+begin;
+insert into public.app_user (name, email) values ('Ada Lovelace', 'ada@example.org');
+select pillarbox.publish('user_created', :context);
+commit;

@@ -1,0 +1,4 @@
+begin;
+insert into public.app_user (name, email) values ('Ada Lovelace', 'ada@example.org');
+with event as (insert into public.notify_event (event_type, event_date_time, environment, event_context, metadata_version) values ('user_created', clock_timestamp(), 'production', :context, 1) returning 1) select pg_notify('events', '') from event;
+commit;
