@@ -145,7 +145,7 @@ impl<'a> Arena<'a> {
                             contender,
                             clients: *clients,
                             size: *size,
-                            time: scope.turn,
+                            time: scope.turn.mul_f64(bench.share).max(WARM_UP),
                         };
                         let rate = self.take(&turn).await?;
                         report.add(PART, &format!("{}/{case}", contender.0), "tps", rate);

@@ -1,6 +1,12 @@
 -- What the contenders write beside the outbox. Large contexts are compressed as in the outbox, so that
 -- no contender pays for another method.
-create user app;
+do $$
+begin
+    create user app;
+exception when duplicate_object then
+    raise debug 'app was made for another database of the server';
+end
+$$;
 grant pillarbox_publisher to app;
 
 create table public.app_user (
