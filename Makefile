@@ -102,7 +102,7 @@ digest-cost: setup ## Measure what the digest takes of a drain, and fail above 5
 	@cargo build --locked --release --features measure --bin digest_cost --bin relay_under_test -p pillarbox-testkit
 	@"$${CARGO_TARGET_DIR:-target}/release/digest_cost"
 
-.PHONY: bench bench-full build-bench
+.PHONY: bench bench-full bench-micro build-bench
 
 # Not in one command: the test kit would build its fail points into the program that is measured.
 build-bench: setup
@@ -111,6 +111,11 @@ build-bench: setup
 
 bench: build-bench ## Measure what the targets of docs/BENCHMARKS.md need, in 20 minutes (BENCH_SHARE=0.1, BENCH_ONLY=drain,growth)
 	@"$${CARGO_TARGET_DIR:-target}/release/bench" $(if $(BENCH_ONLY),--only $(BENCH_ONLY))
+
+bench-micro: setup ## Time and count what the relay does with each row (criterion; callgrind, which needs valgrind)
+	@cargo bench --locked -p pillarbox-bench
+	@cargo build --locked --release --features measure --bin digest_cost --bin relay_under_test -p pillarbox-testkit
+	@DIGEST_ROUNDS=0 "$${CARGO_TARGET_DIR:-target}/release/digest_cost"
 
 bench-full: build-bench ## Measure everything, in about two hours
 	@"$${CARGO_TARGET_DIR:-target}/release/bench" --full $(if $(BENCH_ONLY),--only $(BENCH_ONLY))

@@ -40,7 +40,7 @@ fn run(input: &mut Unstructured<'_>) -> arbitrary::Result<()> {
         .map(|(name, oid, of)| (name.as_str(), *oid, of.as_str()))
         .collect();
     let partition = *input.choose(&PARTITIONS)?;
-    let Some(mut encoder) = FuzzedEncoder::new(&shown, partition, input.arbitrary()?) else {
+    let Some(mut encoder) = FuzzedEncoder::new(&shown, partition, "", input.arbitrary()?) else {
         return Ok(());
     };
     let mut taken: Vec<Vec<Option<Vec<u8>>>> = Vec::new();

@@ -5,4 +5,4 @@ pub use crate::config::fuzzing::read_configuration;
 pub use crate::sink::clickhouse::fuzzing::{
     Column, Encoded, FuzzedEncoder, Reading, read_answer, sink_types,
 };
-pub use crate::source::postgres::fuzzing::{CopiedRow, decode_copy};
+pub use crate::source::postgres::fuzzing::{CopiedRow, count_copied, decode_copy};

@@ -8,6 +8,8 @@ pub mod oracle;
 pub mod proof;
 pub mod proxy;
 pub mod publish;
+#[cfg(feature = "measure")]
+pub mod sample;
 pub mod servers;
 #[cfg(feature = "simulate")]
 pub mod simulate;

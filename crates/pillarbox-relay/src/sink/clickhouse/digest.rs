@@ -51,21 +51,22 @@ pub(super) fn covers(of: &ColumnType) -> bool {
     }
 }
 
-/// Bytes that a value takes in the text of its row, at most.
-pub(super) fn room(value: &Value<'_>) -> usize {
-    // A length and its colon, or a number with them; a float's text is the longest.
-    const FRAME: usize = 48;
-    match value {
-        Value::Bytes(bytes) => FRAME + bytes.len(),
-        Value::Float32(_) | Value::Float64(_) => 8 * FRAME,
-        _ => FRAME,
-    }
-}
-
 fn append_framed(text: &mut Vec<u8>, bytes: &[u8]) {
-    text.extend_from_slice(itoa::Buffer::new().format(bytes.len()).as_bytes());
+    make_room(text, bytes.len());
+    match bytes.len() {
+        length @ ..10 => text.push(b'0' + length as u8),
+        length => text.extend_from_slice(itoa::Buffer::new().format(length).as_bytes()),
+    }
     text.push(b':');
     text.extend_from_slice(bytes);
+}
+
+/// A text that grew by doubling would hold a large event twice. The columns after one are small.
+fn make_room(text: &mut Vec<u8>, more: usize) {
+    const SMALL: usize = 4096;
+    if more + SMALL > text.capacity() - text.len() {
+        text.reserve_exact(more + 2 * SMALL);
+    }
 }
 
 fn append_integer(text: &mut Vec<u8>, number: impl itoa::Integer) {

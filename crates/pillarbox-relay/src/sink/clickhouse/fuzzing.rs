@@ -65,8 +65,14 @@ pub struct FuzzedEncoder {
 }
 
 impl FuzzedEncoder {
-    /// `None` when a column's types do not fit, or the partition expression is not supported.
-    pub fn new(columns: &[Column<'_>], partition: &str, sink_value: u64) -> Option<Self> {
+    /// `None` when a column's types do not fit, or the partition expression is not supported. Rows are put
+    /// in the order of the sorting key.
+    pub fn new(
+        columns: &[Column<'_>],
+        partition: &str,
+        sorting_key: &str,
+        sink_value: u64,
+    ) -> Option<Self> {
         let planned = columns.iter().map(|(name, oid, of)| {
             let of = ColumnType::parse(of)?;
             let given = Given::from_oid(*oid).filter(|given| of.accepts(*given))?;
@@ -79,13 +85,14 @@ impl FuzzedEncoder {
             Some((at, columns.get(at)?.of.clone()))
         };
         let rule = Rule::parse(partition, Some(TimeZone::UTC), false, find).ok()?;
+        let order = Order::parse(sorting_key, find, |_| None);
         let digest = (0..columns.len()).collect();
         let layout = Layout {
             columns,
             digest,
             batch: true,
             rule,
-            order: Order::default(),
+            order,
             redaction: None,
         };
         Some(Self {

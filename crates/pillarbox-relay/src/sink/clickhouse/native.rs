@@ -174,13 +174,6 @@ impl NativeEncoder {
             return Ok(0);
         }
         self.text.clear();
-        // A text that grew by doubling would hold a large event twice.
-        let values_of = self
-            .digest
-            .iter()
-            .filter_map(|proven| values.get(proven.index));
-        let room = values_of.map(digest::room);
-        self.text.reserve_exact(room.sum());
         for proven in &self.digest {
             match &proven.of {
                 None => digest::append(&mut self.text, &values[proven.index]),
@@ -358,7 +351,7 @@ impl Column {
 
     fn push(&mut self, of: &ColumnType, value: &Value<'_>, is_sorted: bool) {
         if of.nullable {
-            self.nulls.raw(&[u8::from(*value == Value::Null)]);
+            self.nulls.number(&[u8::from(*value == Value::Null)], 1);
         }
         let place = self.push_value(of, value);
         if is_sorted {
@@ -392,14 +385,14 @@ impl Column {
             Value::Signed(number) => integer(to, &number.to_le_bytes(), &of.kind),
             Value::Named(_, code) => integer(to, &code.to_le_bytes(), &of.kind),
             Value::Decimal(bytes) => integer(to, &bytes, &of.kind),
-            Value::Octets(bytes) => to.raw(&bytes),
-            Value::Float32(number) => to.raw(&number.to_le_bytes()),
-            Value::Float64(number) => to.raw(&number.to_le_bytes()),
+            Value::Octets(bytes) => to.number(&bytes, 16),
+            Value::Float32(number) => to.number(&number.to_le_bytes(), 4),
+            Value::Float64(number) => to.number(&number.to_le_bytes(), 8),
             // ClickHouse keeps a UUID as two little-endian halves, the high one first.
             Value::Uuid(uuid) => {
                 let (high, low) = uuid.as_u64_pair();
                 let halves = u128::from(low) << 64 | u128::from(high);
-                to.raw(&halves.to_le_bytes());
+                to.number(&halves.to_le_bytes(), 16);
             }
             Value::Array(elements) => {
                 for element in elements {
@@ -428,7 +421,6 @@ fn even(pieces: Pieces, width: usize) -> Values {
 }
 
 /// The low bytes of a number, as many as the type has. The value was checked to fit.
-fn integer(to: &mut Pieces, bytes: &[u8], kind: &Kind) {
-    let width = kind.width().unwrap_or(bytes.len()).min(bytes.len());
-    to.raw(&bytes[..width]);
+fn integer<const N: usize>(to: &mut Pieces, bytes: &[u8; N], kind: &Kind) {
+    to.number(bytes, kind.width().unwrap_or(N).min(N));
 }

@@ -20,13 +20,33 @@ impl Pieces {
         self.open.extend_from_slice(bytes);
     }
 
+    /// The first `width` of the bytes. A copy of a width that is known here is one instruction, not a call.
+    pub(super) fn number<const N: usize>(&mut self, bytes: &[u8; N], width: usize) {
+        self.make_room(width);
+        let to = &mut self.open;
+        match width {
+            1 => to.extend_from_slice(bytes.first_chunk::<1>().unwrap_or(&[0])),
+            2 => to.extend_from_slice(bytes.first_chunk::<2>().unwrap_or(&[0; 2])),
+            4 => to.extend_from_slice(bytes.first_chunk::<4>().unwrap_or(&[0; 4])),
+            8 => to.extend_from_slice(bytes.first_chunk::<8>().unwrap_or(&[0; 8])),
+            16 => to.extend_from_slice(bytes.first_chunk::<16>().unwrap_or(&[0; 16])),
+            _ => to.extend_from_slice(&bytes[..width]),
+        }
+    }
+
     /// Makes room for `more` bytes in one piece: by doubling up to the size of a piece, then by opening
     /// another one.
+    #[inline]
     fn make_room(&mut self, more: usize) {
-        let wanted = self.open.len() + more;
-        if wanted <= self.open.capacity() {
-            return;
+        // A piece may get more room than was asked for; where values lie in it must not depend on that.
+        if self.open.len() + more > self.open.capacity().min(PIECE_BYTES_MAX) {
+            self.grow(more);
         }
+    }
+
+    #[cold]
+    fn grow(&mut self, more: usize) {
+        let wanted = self.open.len() + more;
         if wanted <= PIECE_BYTES_MAX {
             let doubled = wanted.max(self.open.capacity() * 2).max(FIRST_PIECE_BYTES);
             self.open
@@ -62,11 +82,15 @@ impl Pieces {
 
     /// A length and so many bytes, in one piece; its place, unless it is too far away.
     pub(super) fn text(&mut self, bytes: &[u8]) -> Option<Place> {
-        let mut buffer = [0; VARINT_BYTES];
-        let length = varint(bytes.len() as u64, &mut buffer);
-        self.make_room(length + bytes.len());
+        self.make_room(VARINT_BYTES + bytes.len());
         let place = Place::new(self.full.len(), self.open.len());
-        self.open.extend_from_slice(&buffer[..length]);
+        if bytes.len() < 0x80 {
+            self.open.push(bytes.len() as u8);
+        } else {
+            let mut buffer = [0; VARINT_BYTES];
+            let length = varint(bytes.len() as u64, &mut buffer);
+            self.open.extend_from_slice(&buffer[..length]);
+        }
         self.open.extend_from_slice(bytes);
         place
     }

@@ -4,23 +4,12 @@ use std::hint::black_box;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use pillarbox_relay::fuzzing::{Column, FuzzedEncoder};
+use pillarbox_relay::fuzzing::{FuzzedEncoder, count_copied};
 use pillarbox_testkit::cpu;
+use pillarbox_testkit::sample::{COLUMNS, PARTITION, SORTING_KEY, copy_of, rows};
 
 use super::figures::median;
 
-/// The recommended table on 18.16.
-const COLUMNS: [Column<'static>; 6] = [
-    ("event_id", 2950, "UUID"),
-    ("event_type", 25, "String"),
-    ("event_date_time", 1184, "DateTime('UTC')"),
-    ("environment", 25, "String"),
-    ("event_context", 114, "String"),
-    ("metadata_version", 20, "UInt64"),
-];
-const PARTITION: &str = "toYYYYMM(event_date_time)";
-/// Rows that are encoded again and again: they stay in the cache, as what was just received does.
-const DISTINCT: usize = 2_000;
 /// What a batch of 32 MiB holds.
 const BATCH_ROWS: usize = 80_000;
 const ROUNDS: usize = 9;
@@ -34,6 +23,14 @@ pub(crate) enum Work {
     Nothing,
     WithoutDigest,
     WithDigest,
+    /// With the digest, and put in the table's order.
+    Sorted,
+    /// The same, and gathered as it leaves.
+    Gathered,
+    /// Rows of a COPY, none of them encoded.
+    Decoded,
+    /// The COPY of these rows, which is not read.
+    Copied,
 }
 
 impl Work {
@@ -42,7 +39,11 @@ impl Work {
             "nothing" => Self::Nothing,
             "without" => Self::WithoutDigest,
             "with" => Self::WithDigest,
-            other => bail!("{other} is not one of nothing, without, with"),
+            "sorted" => Self::Sorted,
+            "gathered" => Self::Gathered,
+            "decoded" => Self::Decoded,
+            "copied" => Self::Copied,
+            other => bail!("{other} is no work that is counted"),
         })
     }
 
@@ -51,6 +52,10 @@ impl Work {
             Self::Nothing => "nothing",
             Self::WithoutDigest => "without",
             Self::WithDigest => "with",
+            Self::Sorted => "sorted",
+            Self::Gathered => "gathered",
+            Self::Decoded => "decoded",
+            Self::Copied => "copied",
         }
     }
 }
@@ -64,6 +69,15 @@ pub(crate) fn report() -> Result<f64> {
     println!(
         "encoder: instructions per row: {without} without, {with} with, digest {}",
         with.saturating_sub(without)
+    );
+    let sorted = per_row(instructions(Work::Sorted)?);
+    let gathered = per_row(instructions(Work::Gathered)?);
+    let decoded = instructions(Work::Decoded)?.saturating_sub(instructions(Work::Copied)?);
+    println!(
+        "encoder: instructions per row: {} to sort, {} to gather in order, {} to decode a COPY",
+        sorted.saturating_sub(with),
+        gathered.saturating_sub(sorted),
+        decoded / COUNTED_ROWS as u64
     );
     let rows = rows();
     let (mut off, mut on, mut digest) = (Vec::new(), Vec::new(), Vec::new());
@@ -114,11 +128,25 @@ fn timed(rows: &[[Vec<u8>; 6]], work: Work) -> Result<f64> {
 /// Encodes so many rows. It asks for no time: rustix cannot under valgrind.
 fn encode(rows: &[[Vec<u8>; 6]], work: Work, count: usize) -> Result<()> {
     let mut left = count;
+    let copy = matches!(work, Work::Decoded | Work::Copied).then(|| copy_of(rows));
+    if work == Work::Copied {
+        black_box(&copy);
+        return Ok(());
+    }
     while left > 0 {
         let some = left.min(BATCH_ROWS);
-        let encoder = FuzzedEncoder::new(&COLUMNS, PARTITION, 1);
+        if let Some(copy) = &copy {
+            let copied = count_copied(COLUMNS.len(), copy);
+            left = left.saturating_sub(copied.context("the format has changed")?);
+            continue;
+        }
+        let key = match work {
+            Work::Sorted | Work::Gathered => SORTING_KEY,
+            _ => "",
+        };
+        let encoder = FuzzedEncoder::new(&COLUMNS, PARTITION, key, 1);
         let mut encoder = encoder.context("the columns have changed")?;
-        if work != Work::WithDigest {
+        if matches!(work, Work::Nothing | Work::WithoutDigest) {
             encoder = encoder.without_digest();
         }
         for row in rows.iter().cycle().take(some) {
@@ -129,41 +157,11 @@ fn encode(rows: &[[Vec<u8>; 6]], work: Work, count: usize) -> Result<()> {
                 ensure!(encoder.push(&fields) == Some(true), "a row was not taken");
             }
         }
-        black_box(&encoder);
+        match work {
+            Work::Gathered => drop(black_box(encoder.finish())),
+            _ => drop(black_box(encoder)),
+        }
         left -= some;
     }
     Ok(())
-}
-
-/// Rows in PostgreSQL's binary format, with contexts of 314 bytes.
-fn rows() -> Vec<[Vec<u8>; 6]> {
-    const FIRST_US: i64 = (1_795_176_000 - 946_684_800) * 1_000_000;
-    let mut state = 0x5EED_u64;
-    let mut random = move || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        state ^ (state >> 33)
-    };
-    let row = |nth: usize| {
-        let user = random() % 10_000_000;
-        let mut context =
-            format!(r#"{{"user_id": {user}, "path": "/api/v1/orders/{nth}", "trace": ""#);
-        while context.len() < 312 {
-            context.push_str(&format!("{:016x}", random()));
-        }
-        context.truncate(312);
-        context.push_str("\"}");
-        let at = FIRST_US + nth as i64 * 1_234_567;
-        let id = uuid::Uuid::from_u64_pair(random(), random());
-        [
-            id.as_bytes().to_vec(),
-            super::TYPES[nth % super::TYPES.len()].as_bytes().to_vec(),
-            at.to_be_bytes().to_vec(),
-            b"production".to_vec(),
-            context.into_bytes(),
-            1_i64.to_be_bytes().to_vec(),
-        ]
-    };
-    (0..DISTINCT).map(row).collect()
 }

@@ -15,14 +15,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// 128 + SIGINT, as a shell reports it.
 const INTERRUPTED: u8 = 130;
-/// Types of the events.
-const TYPES: [&str; 5] = [
-    "user_created",
-    "order_placed",
-    "payment_captured",
-    "session_started",
-    "document_viewed",
-];
 
 #[tokio::main]
 async fn main() -> ExitCode {
