@@ -100,7 +100,7 @@ async fn init_overwrites_only_by_force() -> Result<()> {
     assert!(text.contains("--force"), "{text}");
     program.done(&["init", "--force"]).await?;
     let path = program.dir.path().join("pillarbox.toml");
-    assert!(std::fs::read_to_string(&path)?.contains("# max_rows = 200000"));
+    assert!(std::fs::read_to_string(&path)?.contains("# max_rows = 500000"));
     program.done(&["init", "--config", "other.toml"]).await?;
     assert!(program.dir.path().join("other.toml").exists());
     program

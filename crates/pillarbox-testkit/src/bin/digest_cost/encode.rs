@@ -10,7 +10,7 @@ use pillarbox_testkit::sample::{COLUMNS, PARTITION, SORTING_KEY, copy_of, rows};
 
 use super::figures::median;
 
-/// What a batch of 32 MiB holds.
+/// A fifth of a full batch.
 const BATCH_ROWS: usize = 80_000;
 const ROUNDS: usize = 9;
 const TIMED_ROWS: usize = 400_000;
