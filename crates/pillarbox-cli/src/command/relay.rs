@@ -77,6 +77,8 @@ impl Relay {
         }
         let target = config.postgres()?;
         let stop = CancellationToken::new();
+        // The threads of the spines outlive this future when it is dropped.
+        let _told_to_stop = stop.clone().drop_guard();
         let second = signals(stop.clone())?;
         let console = match self.once {
             true => None,
