@@ -83,7 +83,13 @@ impl Place {
 
 impl Values {
     fn shared(&self, index: usize) -> Bytes {
-        let (piece, range) = self.range(index);
+        let (piece, range) = match &self.places {
+            Places::Even { width, per_piece } => {
+                let start = index % per_piece * width;
+                (index / per_piece, start..start + width)
+            }
+            Places::Listed(places) => self.listed(places, index),
+        };
         let piece = self.pieces.get(piece);
         piece.map_or_else(Bytes::new, |piece| piece.slice(range))
     }
@@ -97,21 +103,22 @@ impl Values {
             16 => self.copy_numbers::<16>(order, per_piece, to),
             _ => {
                 for index in order {
-                    let (piece, range) = self.range(*index as usize);
-                    let piece = self.pieces.get(piece).map_or(&[][..], |piece| piece);
-                    to.extend_from_slice(piece.get(range).unwrap_or_default());
+                    to.extend_from_slice(&self.shared(*index as usize));
                 }
             }
         }
     }
 
+    /// A value that is not where it should be makes the body shorter than it says, which is refused.
     fn copy_numbers<const N: usize>(&self, order: &[u32], per_piece: usize, to: &mut Vec<u8>) {
         for index in order {
             let index = *index as usize;
-            let (piece, start) = (index / per_piece, index % per_piece * N);
-            let piece = self.pieces.get(piece).map_or(&[][..], |piece| piece);
-            let value = piece.get(start..).and_then(|rest| rest.first_chunk::<N>());
-            to.extend_from_slice(value.unwrap_or(&[0; N]));
+            let start = index % per_piece * N;
+            let rest = self.pieces.get(index / per_piece);
+            let rest = rest.and_then(|piece| piece.get(start..));
+            if let Some(value) = rest.and_then(|rest| rest.first_chunk::<N>()) {
+                to.extend_from_slice(value);
+            }
         }
     }
 
@@ -119,19 +126,9 @@ impl Values {
     fn copy_listed(&self, order: &[u32], places: &[Place], room: usize, to: &mut Vec<u8>) -> usize {
         let full = to.len() + room;
         for (copied, index) in order.iter().enumerate() {
-            let index = *index as usize;
-            let Some(place) = places.get(index) else {
-                return copied;
-            };
-            let piece = self
-                .pieces
-                .get(place.piece())
-                .map_or(&[][..], |piece| piece);
-            let end = match places.get(index + 1) {
-                Some(next) if next.piece() == place.piece() => next.offset(),
-                _ => piece.len(),
-            };
-            let value = piece.get(place.offset()..end).unwrap_or_default();
+            let (piece, range) = self.listed(places, *index as usize);
+            let piece = self.pieces.get(piece);
+            let value = piece.and_then(|piece| piece.get(range)).unwrap_or_default();
             if value.len() >= OWN_FRAME_BYTES || to.len() + value.len() > full {
                 return copied;
             }
@@ -140,24 +137,17 @@ impl Values {
         order.len()
     }
 
-    fn range(&self, index: usize) -> (usize, std::ops::Range<usize>) {
-        match &self.places {
-            Places::Even { width, per_piece } => {
-                let start = index % per_piece * width;
-                (index / per_piece, start..start + width)
-            }
-            Places::Listed(places) => {
-                let Some(place) = places.get(index) else {
-                    return (0, 0..0);
-                };
-                let piece = place.piece();
-                let end = match places.get(index + 1) {
-                    Some(next) if next.piece() == piece => next.offset(),
-                    _ => self.pieces.get(piece).map_or(0, Bytes::len),
-                };
-                (piece, place.offset()..end)
-            }
-        }
+    /// Piece and range of a listed value.
+    fn listed(&self, places: &[Place], index: usize) -> (usize, std::ops::Range<usize>) {
+        let Some(place) = places.get(index) else {
+            return (0, 0..0);
+        };
+        let piece = place.piece();
+        let end = match places.get(index + 1) {
+            Some(next) if next.piece() == piece => next.offset(),
+            _ => self.pieces.get(piece).map_or(0, Bytes::len),
+        };
+        (piece, place.offset()..end)
     }
 
     fn len(&self) -> usize {

@@ -44,7 +44,7 @@ pub const ROWS_CEILING: u64 = 1_000_000;
 /// Largest `max_bytes`: ClickHouse keeps a block of this size whole.
 pub const BYTES_CEILING: u64 = 256 * 1024 * 1024;
 
-/// Most deliveries at once: more than two gain nothing, and each costs `max_bytes` of memory.
+/// Most deliveries at once: more than two gain nothing.
 pub const IN_FLIGHT_CEILING: u64 = 8;
 
 /// Most bad events that may be set aside within an hour: each is found by a dozen inserts.

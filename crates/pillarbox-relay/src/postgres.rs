@@ -1,7 +1,7 @@
 //! Connections to PostgreSQL: how every session of ours is opened, and what a server must be.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::poll_fn;
@@ -367,10 +367,16 @@ where
     }
 }
 
-/// Read once: a relay opens five sessions at its start, and the certificates of a machine are many.
+/// Sessions that are opened together read the machine's certificates once; later ones read them again, as
+/// these may have been replaced.
+const CERTIFICATES_FOR: Duration = Duration::from_secs(60);
+
 fn tls_config() -> Result<rustls::ClientConfig, ConnectError> {
-    static CONFIG: OnceLock<rustls::ClientConfig> = OnceLock::new();
-    if let Some(config) = CONFIG.get() {
+    static LAST: Mutex<Option<(Instant, rustls::ClientConfig)>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((read_at, config)) = &*last
+        && read_at.elapsed() < CERTIFICATES_FOR
+    {
         return Ok(config.clone());
     }
     let mut roots = RootCertStore::empty();
@@ -381,7 +387,7 @@ fn tls_config() -> Result<rustls::ClientConfig, ConnectError> {
         .with_safe_default_protocol_versions()
         .map_err(|error| ConnectError::Unsuitable(format!("tls cannot be set up: {error}")))?;
     let config = versions.with_root_certificates(roots).with_no_client_auth();
-    Ok(CONFIG.get_or_init(|| config).clone())
+    Ok(last.insert((Instant::now(), config)).1.clone())
 }
 
 fn refusal(target: String, error: tokio_postgres::Error) -> ConnectError {

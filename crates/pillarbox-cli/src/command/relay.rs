@@ -134,8 +134,7 @@ impl Relay {
                     result,
                 }
             };
-            // What a connection brings is decoded by the thread that waits for it: between two threads, waking the
-            // other one would cost as much as decoding.
+            // What a connection brings is decoded by the thread that waits for it, and wakes no other one.
             let runtime = runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;

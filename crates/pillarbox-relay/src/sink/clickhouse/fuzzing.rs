@@ -85,7 +85,7 @@ impl FuzzedEncoder {
             Some((at, columns.get(at)?.of.clone()))
         };
         let rule = Rule::parse(partition, Some(TimeZone::UTC), false, find).ok()?;
-        let order = Order::parse(sorting_key, find, |_| None);
+        let order = Order::parse(sorting_key, None, find, |_| None);
         let digest = (0..columns.len()).collect();
         let layout = Layout {
             columns,

@@ -59,7 +59,7 @@ impl Mapping {
         let is_array = |column: &Planned| matches!(column.of.kind, Kind::Array { .. });
         match self.columns.iter().any(is_array) {
             true => Order::default(),
-            false => Order::parse(&table.sorting_key, find, date),
+            false => Order::parse(&table.sorting_key, zone.as_ref(), find, date),
         }
     }
 

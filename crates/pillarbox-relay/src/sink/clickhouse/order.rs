@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use jiff::tz::TimeZone;
+
 use super::column::{ColumnType, Kind};
 use super::partition::{Evaluator, Rule};
 use super::value::Value;
@@ -14,6 +16,8 @@ use super::value::Value;
 const PARTS_MAX: usize = 4;
 /// Different values of a part, and of the parts together: with more, sorting costs more than it saves.
 const DIFFERENT_MAX: usize = 4096;
+/// Length of a value that is told apart: a column of texts in the key must not be held twice.
+const NAME_BYTES_MAX: usize = 256;
 /// A power of two.
 const RECENT: usize = 64;
 
@@ -47,10 +51,12 @@ const ROUNDING: [(&str, i64); 6] = [
 ];
 
 impl Order {
-    /// Reads `system.tables.sorting_key` up to the first part that the relay cannot evaluate. `find` gives
-    /// index and type of a column that the relay fills; `date` reads a part as a partition expression.
+    /// Reads `system.tables.sorting_key` up to the first part that the relay cannot evaluate. `server_zone` is
+    /// for columns that name none; `find` gives index and type of a column that the relay fills; `date` reads
+    /// a part as a partition expression.
     pub(super) fn parse(
         key: &str,
+        server_zone: Option<&TimeZone>,
         find: impl Fn(&str) -> Option<(usize, ColumnType)>,
         date: impl Fn(&str) -> Option<Rule>,
     ) -> Self {
@@ -59,7 +65,7 @@ impl Order {
             let part = match find(text.trim_matches('`')) {
                 Some((column, of)) if is_sorted_alike(&of) => Some(Part::Column(column)),
                 Some(_) => None,
-                None => rounded(text, &find).or_else(|| {
+                None => rounded(text, server_zone, &find).or_else(|| {
                     let rule = date(text).filter(|rule| *rule != Rule::One);
                     rule.map(Part::Date)
                 }),
@@ -114,7 +120,6 @@ fn is_sorted_alike(of: &ColumnType) -> bool {
     let is_alike = matches!(
         of.kind,
         Kind::String
-            | Kind::FixedString(_)
             | Kind::Enum { .. }
             | Kind::Int { .. }
             | Kind::Bool
@@ -129,13 +134,21 @@ fn is_sorted_alike(of: &ColumnType) -> bool {
 
 fn find_is_text(name: &str, find: impl Fn(&str) -> Option<(usize, ColumnType)>) -> bool {
     let found = find(name.trim_matches('`'));
-    found.is_some_and(|(_, of)| matches!(of.kind, Kind::String | Kind::FixedString(_)))
+    found.is_some_and(|(_, of)| of.kind == Kind::String)
 }
 
-fn rounded(text: &str, find: impl Fn(&str) -> Option<(usize, ColumnType)>) -> Option<Part> {
+fn rounded(
+    text: &str,
+    server_zone: Option<&TimeZone>,
+    find: impl Fn(&str) -> Option<(usize, ColumnType)>,
+) -> Option<Part> {
     let (name, rest) = text.split_once('(')?;
     let (_, seconds) = ROUNDING.iter().find(|(known, _)| *known == name)?;
     let (column, of) = find(rest.strip_suffix(')')?.trim().trim_matches('`'))?;
+    // Elsewhere hours begin at other times.
+    if of.zone.as_ref().or(server_zone) != Some(&TimeZone::UTC) {
+        return None;
+    }
     let ticks = match of.kind {
         Kind::DateTime => 1,
         Kind::DateTime64 { precision } => 10_i64.checked_pow(precision)?,
@@ -162,7 +175,7 @@ pub(super) struct Sorter {
 type Key = [u32; PARTS_MAX];
 
 /// Different values of a part, numbered as they come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Names {
     numbers: HashMap<Box<[u8]>, u32>,
     /// Values that came lately, at a place that their length and bytes say.
@@ -170,8 +183,14 @@ struct Names {
 }
 
 impl Names {
+    fn new() -> Self {
+        Self {
+            numbers: HashMap::new(),
+            recent: vec![None; RECENT],
+        }
+    }
+
     fn number(&mut self, value: &[u8]) -> Option<u32> {
-        self.recent.resize(RECENT, None);
         let (first, last) = (value.first(), value.last());
         let mix = value.len()
             + usize::from(first.copied().unwrap_or_default()) * 7
@@ -185,6 +204,7 @@ impl Names {
         let number = match self.numbers.get(value) {
             Some(number) => *number,
             None if self.numbers.len() == DIFFERENT_MAX => return None,
+            None if value.len() > NAME_BYTES_MAX => return None,
             None => {
                 let number = self.numbers.len() as u32;
                 self.numbers.insert(value.into(), number);
@@ -210,7 +230,7 @@ impl Names {
 impl Sorter {
     pub(super) fn new(order: &Order) -> Self {
         Self {
-            names: order.coarse.iter().map(|_| Names::default()).collect(),
+            names: order.coarse.iter().map(|_| Names::new()).collect(),
             dates: order.coarse.iter().map(|_| Evaluator::new()).collect(),
             groups: HashMap::new(),
             recent: vec![None; RECENT],
@@ -339,12 +359,14 @@ mod tests {
 
     use super::*;
 
-    const COLUMNS: [(&str, &str); 5] = [
+    const COLUMNS: [(&str, &str); 7] = [
         ("event_type", "LowCardinality(String)"),
         ("event_date_time", "DateTime64(3, 'UTC')"),
         ("environment", "String"),
         ("tenant", "Int32"),
         ("maybe", "Nullable(String)"),
+        ("fixed", "FixedString(3)"),
+        ("kolkata", "DateTime('Asia/Kolkata')"),
     ];
 
     fn parsed(key: &str) -> Order {
@@ -353,7 +375,7 @@ mod tests {
             Some((at, ColumnType::parse(COLUMNS[at].1)?))
         };
         let date = |text: &str| Rule::parse(text, None, false, find).ok();
-        Order::parse(key, find, date)
+        Order::parse(key, None, find, date)
     }
 
     #[test]
@@ -377,6 +399,8 @@ mod tests {
             "maybe, tenant",
             "nobody",
             "lower(event_type)",
+            "fixed, tenant",
+            "toStartOfHour(kolkata), tenant",
         ] {
             assert!(!parsed(key).is_known(), "{key}");
         }
@@ -434,5 +458,15 @@ mod tests {
             sorter.push(&order, &row)
         });
         assert_eq!(taken.count(), DIFFERENT_MAX);
+    }
+
+    #[test]
+    fn inv_7_texts_of_the_key_are_not_held_twice() {
+        let order = parsed("environment, event_type");
+        let (short, long) = (vec![b'x'; NAME_BYTES_MAX], vec![b'x'; NAME_BYTES_MAX + 1]);
+        let row = |text| [Value::Bytes(b"a"), Value::Signed(0), Value::Bytes(text)];
+        let mut sorter = Sorter::new(&order);
+        assert!(sorter.push(&order, &row(&short)));
+        assert!(!sorter.push(&order, &row(&long)));
     }
 }

@@ -36,7 +36,7 @@ fn layout_sorted(columns: &[(&str, Given, &str)], partition: &str, key: &str) ->
         Some((at, columns[at].of.clone()))
     };
     let rule = Rule::parse(partition, Some(TimeZone::UTC), false, find).unwrap();
-    let order = Order::parse(key, find, |_| None);
+    let order = Order::parse(key, None, find, |_| None);
     let digest = (0..columns.len()).collect();
     Arc::new(Layout {
         columns,
