@@ -1,5 +1,6 @@
 //! What was measured: series of figures, one for each round.
 
+use pillarbox_testkit::median::median;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
@@ -29,18 +30,8 @@ pub(crate) struct Series {
 }
 
 impl Series {
-    /// The middle one, or the mean of both.
     pub(crate) fn median(&self) -> Option<f64> {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        match sorted.len() % 2 {
-            0 => Some(f64::midpoint(
-                *sorted.get(middle.checked_sub(1)?)?,
-                *sorted.get(middle)?,
-            )),
-            _ => sorted.get(middle).copied(),
-        }
+        (!self.values.is_empty()).then(|| median(&self.values))
     }
 
     pub(crate) fn least(&self) -> Option<f64> {

@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use bytes::{Bytes, BytesMut};
 use futures_util::SinkExt as _;
+use pillarbox_testkit::publish::TYPES;
 use tokio_postgres::Client;
 
 use crate::stage::Outbox;
@@ -15,15 +16,6 @@ const TRANSACTION: u64 = 50_000;
 const TRANSACTION_BYTES: u64 = 64 << 20;
 /// 2026-11-20, 12:00 UTC. Ten million events stay within the month, which is one partition.
 const FIRST_S: u64 = 1_795_176_000;
-/// Types of the events.
-const TYPES: [&str; 5] = [
-    "user_created",
-    "order_placed",
-    "payment_captured",
-    "session_started",
-    "document_viewed",
-];
-
 /// Bytes of a small event's context.
 const SMALL_BYTES: u64 = 314;
 

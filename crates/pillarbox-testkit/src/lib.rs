@@ -4,6 +4,7 @@ pub mod chaos;
 pub mod conformance;
 pub mod cpu;
 pub mod fake;
+pub mod median;
 pub mod oracle;
 pub mod proof;
 pub mod proxy;

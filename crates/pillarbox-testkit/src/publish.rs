@@ -12,6 +12,15 @@ use uuid::Uuid;
 
 use crate::oracle::{Content, Oracle, Published};
 
+/// Types of the events that benchmarks publish.
+pub const TYPES: [&str; 5] = [
+    "user_created",
+    "order_placed",
+    "payment_captured",
+    "session_started",
+    "document_viewed",
+];
+
 /// JSON that is only equal byte for byte: spaces, key order, doubled keys, escapes, numbers.
 pub const ODD_CONTEXTS: [&str; 6] = [
     r#"{"total": 12.50, "currency" :"EUR"}"#,

@@ -3,14 +3,8 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use pillarbox_relay::fuzzing::Column;
 
-/// Types of the events.
-pub const TYPES: [&str; 5] = [
-    "user_created",
-    "order_placed",
-    "payment_captured",
-    "session_started",
-    "document_viewed",
-];
+use crate::publish::TYPES;
+
 /// The recommended table on 18.16.
 pub const COLUMNS: [Column<'static>; 6] = [
     ("event_id", 2950, "UUID"),

@@ -11,7 +11,7 @@ use pillarbox_relay::schema::{self, settings};
 use pillarbox_relay::sink::clickhouse::{ClickHouse as Sink, ClickHouseConfig, CreateOptions};
 use pillarbox_testkit::cpu;
 use pillarbox_testkit::proof::prove;
-use pillarbox_testkit::sample::TYPES;
+use pillarbox_testkit::publish::TYPES;
 use pillarbox_testkit::servers::{ClickHouse, Flavour, Postgres, eventually};
 use tokio::process::{Child, Command};
 

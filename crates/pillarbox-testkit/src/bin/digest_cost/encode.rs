@@ -6,9 +6,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use pillarbox_relay::fuzzing::{FuzzedEncoder, count_copied};
 use pillarbox_testkit::cpu;
+use pillarbox_testkit::median::median;
 use pillarbox_testkit::sample::{COLUMNS, PARTITION, SORTING_KEY, copy_of, rows};
-
-use super::figures::median;
 
 /// A fifth of a full batch.
 const BATCH_ROWS: usize = 80_000;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use pillarbox_testkit::median::median;
+
 /// What one drain took: CPU seconds per million events but for the last two.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Figures {
@@ -96,17 +98,6 @@ impl fmt::Display for Share {
             "{:.1} % pooled, standard error {:.1}; single rounds {least:.1} to {most:.1} %, median {middle:.1} %",
             self.pooled, self.error
         )
-    }
-}
-
-/// The middle one, or the mean of both.
-pub(crate) fn median(of: &[f64]) -> f64 {
-    let mut sorted = of.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() % 2 {
-        0 if middle > 0 => f64::midpoint(sorted[middle - 1], sorted[middle]),
-        _ => sorted.get(middle).copied().unwrap_or(f64::NAN),
     }
 }
 
