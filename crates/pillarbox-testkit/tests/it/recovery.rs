@@ -104,11 +104,14 @@ async fn go_on(scene: &Scene, oracle: Arc<Oracle>) -> Result<Traffic> {
 /// Delivers all, and compares.
 async fn delivered(scene: &Scene, traffic: Traffic) -> Result<Verdict> {
     // What piled up meanwhile goes in fewer batches.
-    let relay = scene.running_with(&[("MAX_ROWS", "1000")])?;
+    let in_fewer = &[("MAX_ROWS", "1000")];
+    let relay = scene.running_with(in_fewer)?;
     traffic.more(20).await?;
     let oracle = traffic.finish(&scene.postgres).await?;
+    // The table is read at rest.
+    relay.stop().await?;
     forget_what_died(&oracle, scene).await?;
-    scene.holds(&oracle, relay).await
+    scene.holds(&oracle, scene.running_with(in_fewer)?).await
 }
 
 /// A server, a table and a relay at work, until the moment `at` which the test is about; then the
