@@ -7,13 +7,14 @@ use tokio_postgres::error::SqlState;
 
 use crate::postgres::{ConnectError, check_server};
 
+pub mod check;
 pub mod column;
 mod keeper;
 pub mod registry;
 pub mod settings;
 
 /// The version of the schema that this program installs and works with.
-pub const VERSION: i32 = 3;
+pub const VERSION: i32 = 4;
 
 /// Advisory lock class of Pillarbox: 'PBOX' in ASCII. Object 0 is the ring, -1 the installation,
 /// a positive one the sink of that number.
@@ -29,7 +30,7 @@ const LOCK_INSTALLATION: i32 = -1;
 const ATTEMPTS_MAX: u32 = 10;
 
 /// The steps to the newest schema: the version that each belongs to, its name, its statements.
-const FILES: [(i32, &str, &str); 10] = [
+const FILES: [(i32, &str, &str); 11] = [
     (1, "01_roles", include_str!("schema/sql/01_roles.sql")),
     (1, "02_outbox", include_str!("schema/sql/02_outbox.sql")),
     (1, "03_publish", include_str!("schema/sql/03_publish.sql")),
@@ -44,6 +45,7 @@ const FILES: [(i32, &str, &str); 10] = [
     ),
     (2, "09_recovery", include_str!("schema/sql/09_recovery.sql")),
     (3, "10_intake", include_str!("schema/sql/10_intake.sql")),
+    (4, "11_check", include_str!("schema/sql/11_check.sql")),
 ];
 
 /// How long an upgrade waits for a table that a relay or a reader uses: what comes behind it waits, too.

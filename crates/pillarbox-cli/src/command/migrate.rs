@@ -36,6 +36,7 @@ impl Migrate {
         }
         let mut session = place.session().await?;
         let migrated = schema::migrate(session.client_mut()).await?;
+        let in_the_way = schema::check::unite(session.client_mut()).await?;
         let version = schema::VERSION;
         let (word, text) = match migrated {
             Migrated::Installed => ("installed", "installed the schema pillarbox"),
@@ -43,10 +44,20 @@ impl Migrate {
             Migrated::UpToDate => ("up-to-date", "the schema pillarbox is up to date"),
         };
         if place.json {
-            output::json(&json!({ "result": word, "version": version }))?;
+            output::json(&json!({
+                "result": word,
+                "version": version,
+                "one_check": in_the_way.is_none(),
+            }))?;
             return Ok(Exit::Done);
         }
         output::line(format!("{text} (version {version})"))?;
+        if let Some(reason) = in_the_way {
+            output::next(&format!(
+                "publishing gets faster with one check of events in the place of five, for which nobody may \
+                 be using the outbox for a moment: {reason}; then run: pillarbox migrate"
+            ));
+        }
         if migrated == Migrated::Installed {
             output::next(
                 "let your application publish: pillarbox grant USER --as publisher; \

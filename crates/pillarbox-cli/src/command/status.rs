@@ -111,33 +111,38 @@ impl Status {
             }
             return Ok(Exit::Done);
         }
-        let is_terminal = std::io::stdout().is_terminal();
-        let mut known: Vec<(i32, i64)> = Vec::new();
-        let mut every = tokio::time::interval(REFRESH);
-        loop {
-            tokio::select! { biased;
-                ended = tokio::signal::ctrl_c() => {
-                    ended?;
-                    return Ok(Exit::Done);
-                }
-                _ = every.tick() => {}
+        tokio::select! { biased;
+            ended = tokio::signal::ctrl_c() => {
+                ended?;
+                Ok(Exit::Done)
             }
-            let mut report = Report::read(client, &promises, &known).await?;
-            report.intakes = intakes_of(place, client).await?;
-            known = report
-                .sinks
-                .iter()
-                .map(|sink| (sink.number, sink.safe_number))
-                .collect();
-            if place.json {
-                output::line(serde_json::to_string(&report)?)?;
-                continue;
-            }
-            if is_terminal {
-                output::line(CLEAR)?;
-            }
-            report.show()?;
+            shown = watch(place, client, &promises) => shown,
         }
+    }
+}
+
+/// Shows the report again and again.
+async fn watch(place: &Place, client: &Client, promises: &Promises) -> Outcome {
+    let is_terminal = std::io::stdout().is_terminal();
+    let mut known: Vec<(i32, i64)> = Vec::new();
+    let mut every = tokio::time::interval(REFRESH);
+    loop {
+        every.tick().await;
+        let mut report = Report::read(client, promises, &known).await?;
+        report.intakes = intakes_of(place, client).await?;
+        known = report
+            .sinks
+            .iter()
+            .map(|sink| (sink.number, sink.safe_number))
+            .collect();
+        if place.json {
+            output::line(serde_json::to_string(&report)?)?;
+            continue;
+        }
+        if is_terminal {
+            output::line(CLEAR)?;
+        }
+        report.show()?;
     }
 }
 

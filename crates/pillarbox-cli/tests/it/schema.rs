@@ -143,7 +143,7 @@ async fn an_older_schema_is_refused_by_every_command_until_it_is_upgraded() -> R
     ] {
         let text = program.refusal(3, command).await?;
         assert!(
-            text.contains("has version 1, but this program needs version 3")
+            text.contains("has version 1, but this program needs version 4")
                 && text.contains("run: pillarbox migrate"),
             "{command:?}: {text}"
         );

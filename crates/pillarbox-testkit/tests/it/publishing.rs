@@ -115,6 +115,8 @@ async fn savepoints_and_exception_blocks_keep_what_was_kept() -> Result<()> {
 async fn the_size_limit_is_exact_and_its_message_clear() -> Result<()> {
     for version in VERSIONS {
         let mut outbox = Outbox::start(version).await?;
+        // A session that has the limit of before in its plans.
+        let client = outbox.server.connect().await?;
         for limit in [1_000, 1_048_576] {
             let change = Change {
                 event_bytes_max: Some(limit),
@@ -122,7 +124,6 @@ async fn the_size_limit_is_exact_and_its_message_clear() -> Result<()> {
             };
             settings::change(&mut outbox.admin, &change).await?;
             let limit = usize::try_from(limit)?;
-            let client = outbox.server.connect().await?;
             for way in WAYS {
                 publish_by(&client, way, &sized(limit)).await?;
                 let secret = sized(limit + 1).replace("xxxxxxxxxxxx", "secret-token");
@@ -225,6 +226,11 @@ async fn what_is_not_an_event_is_refused() -> Result<()> {
                 "event_type has 256 characters",
             ),
             (
+                "event_date_time",
+                "'-infinity'",
+                "event_date_time is infinite; give it a time",
+            ),
+            (
                 "metadata_version",
                 "-1",
                 "metadata_version is -1; it must not be negative",
@@ -253,6 +259,36 @@ async fn what_is_not_an_event_is_refused() -> Result<()> {
                    values (repeat('é', 255), '{}', 0)";
         outbox.admin.batch_execute(longest).await?;
         assert_eq!(outbox.event_ids().await?.len(), 1);
+    }
+    Ok(())
+}
+
+/// What a publisher puts before the server's own operators and types is not used to check its events.
+#[tokio::test]
+async fn a_search_path_does_not_get_around_the_checks() -> Result<()> {
+    const SHADOWS: &str = "
+        create schema shadow;
+        create function shadow.yes(integer, integer) returns boolean immutable language sql return true;
+        create operator shadow.<= (leftarg = integer, rightarg = integer, function = shadow.yes);
+        create function shadow.length(text) returns integer immutable language sql return 1;
+        create function shadow.octet_length(text) returns integer immutable language sql return 1;
+        create domain shadow.text as pg_catalog.text;
+        set search_path = shadow, pg_catalog";
+    for version in VERSIONS {
+        let outbox = Outbox::start(version).await?;
+        outbox.admin.batch_execute(SHADOWS).await?;
+        for (event_type, event_context) in [
+            ("repeat('a', 256)", "'{}'"),
+            ("'test'", "to_json(repeat('a', 1048576))"),
+        ] {
+            let sql = format!(
+                "insert into pillarbox.event (event_type, event_context)
+                 values ({event_type}, {event_context})"
+            );
+            let refused = outbox.admin.batch_execute(&sql).await;
+            let error = refused.err().context("got around")?;
+            assert_eq!(error.code(), Some(&SqlState::CHECK_VIOLATION));
+        }
     }
     Ok(())
 }

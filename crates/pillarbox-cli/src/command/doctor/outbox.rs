@@ -111,9 +111,18 @@ async fn leaves(subject: &Subject<'_>, findings: &mut Findings) -> Result<(), Fa
             ),
         );
     }
+    if !shape.get::<_, bool>(2) {
+        findings.warning(
+            "checks",
+            "the outbox lacks the one check of events: those of an older version make publishing slower, and \
+             without any it takes what no sink can",
+            Remedy::psql("select pillarbox.unite_checks();"),
+        );
+    }
     findings.fine_unless_found("leaves", "four leaves in their places");
     findings.fine_unless_found("key", "each leaf has its key (tx, id)");
     findings.fine_unless_found("autovacuum", "autovacuum leaves the leaves alone");
+    findings.fine_unless_found("checks", "events are checked as they are published");
     findings.fine_unless_found("forgery", "the transaction of an event cannot be forged");
     Ok(())
 }

@@ -90,6 +90,12 @@ async fn what_was_done_to_the_outbox_is_named_and_undone() -> Result<()> {
             "can forge",
             "alter table pillarbox.event drop constraint tx_is_of_this_transaction;",
         ),
+        warning(
+            "outbox",
+            "checks",
+            "lacks the one check",
+            "alter table pillarbox.event drop constraint event_is_checked;",
+        ),
         problem(
             "ring",
             "position",

@@ -9,11 +9,12 @@ use pillarbox_relay::schema::{self, Migrated};
 use pillarbox_testkit::oracle::Oracle;
 use pillarbox_testkit::servers::{Flavour, Postgres, eventually};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::scene::{KILLED, PATIENCE, Scene, version_for};
 use crate::traffic::{Event, Traffic, Way};
 
-/// An upgrade waits a second for a lock. A publisher that had to wait behind it would get an error.
+/// An upgrade waits a second for a lock of the ledger. A publisher that had to wait behind it would get an error.
 const IMPATIENT: &str = "options=-c%20lock_timeout%3D500ms";
 
 /// 2026-11-20 12:00:00 UTC.
@@ -210,7 +211,7 @@ async fn newer_than_the_schema(flavour: Flavour) -> Result<()> {
     ensure!(!newer.ended().await?.success());
     for log in [newer.log(), scene.refusal().await?] {
         ensure!(
-            log.contains("has version 1, but this program needs version 3")
+            log.contains("has version 1, but this program needs version 4")
                 && log.contains("run: pillarbox migrate"),
             "{log}"
         );
@@ -236,7 +237,15 @@ async fn inv_2_a_relay_newer_than_the_schema_is_refused_before_clickhouse_26() -
     newer_than_the_schema(Flavour::V26).await
 }
 
-/// From version 2 on nothing of the delivery path has changed: today's relay delivers all through it.
+/// Whether an event without a type is refused.
+async fn is_checked(scene: &Scene) -> Result<bool> {
+    let untyped = "insert into pillarbox.event (event_type, event_context) values ('', '{}')";
+    let refused = scene.postgres.connect().await?.execute(untyped, &[]).await;
+    Ok(refused.is_err_and(|error| error.code() == Some(&SqlState::CHECK_VIOLATION)))
+}
+
+/// From version 2 on nothing of the delivery path has changed: today's relay delivers all through it. The
+/// checks of an event change places when nobody keeps the outbox, and not before.
 async fn upgraded_from_2(flavour: Flavour) -> Result<()> {
     let scene = of_version(2, flavour).await?;
     let url = format!("{}?{IMPATIENT}", scene.postgres.url());
@@ -254,8 +263,18 @@ async fn upgraded_from_2(flavour: Flavour) -> Result<()> {
     let mut client = scene.postgres.connect().await?;
     ensure!(schema::migrate(&mut client).await? == Migrated::Upgraded { from: 2 });
     ensure!(schema::migrate(&mut client).await? == Migrated::UpToDate);
+    let kept = schema::check::unite(&mut client).await?.context("united")?;
+    ensure!(kept.contains("has used pillarbox.event"), "{kept}");
+    ensure!(is_checked(&scene).await?, "by five checks");
     reading.rollback().await?;
     let relay = scene.running()?;
+    eventually("the checks to be one", PATIENCE, || async {
+        let mut client = scene.postgres.connect().await?;
+        let kept = schema::check::unite(&mut client).await?;
+        Ok(kept.is_none().then_some(()))
+    })
+    .await?;
+    ensure!(is_checked(&scene).await?, "by one check");
     traffic.more(100).await?;
     let oracle = traffic.finish(&scene.postgres).await?;
     scene.holds(&oracle, relay).await?;

@@ -1,4 +1,5 @@
--- Partitions of the outbox that are no leaves of the ring; whether tx is guarded.
+-- Partitions of the outbox that are no leaves of the ring; whether tx is guarded, and whether
+-- what an event must be is one check.
 select
     (
         select pg_catalog.string_agg(i.inhrelid::regclass::text, ', ')
@@ -14,4 +15,9 @@ select
         select
         from pg_catalog.pg_constraint k
         where k.conrelid = 'pillarbox.event'::regclass and k.conname = 'tx_is_of_this_transaction'
+    ),
+    exists (
+        select
+        from pg_catalog.pg_constraint k
+        where k.conrelid = 'pillarbox.event'::regclass and k.conname = 'event_is_checked'
     )
