@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub(crate) mod bench;
 pub(crate) mod columns;
 pub(crate) mod dead_letters;
 pub(crate) mod doctor;

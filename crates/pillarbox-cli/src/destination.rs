@@ -98,6 +98,19 @@ impl Destination {
         })
     }
 
+    /// The same sink with a table of the common columns, on its first server.
+    pub(crate) fn with_table(&self, table: &str) -> Result<Self, Failure> {
+        let mut config = self.config.clone();
+        config.urls.truncate(1);
+        table.clone_into(&mut config.table);
+        Ok(Self {
+            name: self.name.clone(),
+            sink: ClickHouse::new(config.clone())?,
+            config,
+            expressions: BTreeMap::new(),
+        })
+    }
+
     /// What the registry remembers: the table, not its address, which may change.
     pub(crate) fn fingerprint(&self) -> String {
         format!("clickhouse:{}", self.table())
@@ -106,6 +119,11 @@ impl Destination {
     /// `database.table`.
     pub(crate) fn table(&self) -> String {
         format!("{}.{}", self.config.database, self.config.table)
+    }
+
+    /// The sink's database as a quoted identifier, for statements that are only printed.
+    pub(crate) fn database(&self) -> String {
+        format!("`{}`", self.config.database.replace('`', "\\`"))
     }
 
     /// Runs the preflight against the outbox of this session.

@@ -86,6 +86,7 @@ enum Command {
     Publish(command::publish::Publish),
     Import(command::import::Import),
     Recover(command::recover::Recover),
+    Bench(command::bench::Bench),
     Uninstall(command::uninstall::Uninstall),
 }
 
@@ -183,6 +184,7 @@ async fn dispatch(command: Command, place: &Place) -> Outcome {
         Command::Publish(command) => command.run(place).await,
         Command::Import(command) => command.run(place).await,
         Command::Recover(command) => command.run(place).await,
+        Command::Bench(command) => command.run(place).await,
         Command::Uninstall(command) => command.run(place).await,
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pillarbox_relay::config::ByteSize;
 use serde::Serialize;
 
@@ -40,6 +41,15 @@ pub(crate) fn show(table: &Table) -> Result<(), Failure> {
         line(row.strip_prefix(' ').unwrap_or(row).trim_end())?;
     }
     Ok(())
+}
+
+/// A bar on standard error, where that is a terminal.
+pub(crate) fn bar(total: Option<u64>, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
 }
 
 /// "1 event", "2 events", "2 batches".

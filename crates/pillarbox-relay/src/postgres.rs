@@ -420,7 +420,8 @@ fn refusal(target: String, error: tokio_postgres::Error) -> ConnectError {
     }
 }
 
-fn target(config: &Config) -> String {
+/// Host and port, without user and password.
+pub fn target(config: &Config) -> String {
     use tokio_postgres::config::Host;
     let ports = config.get_ports();
     let hosts = config

@@ -1,12 +1,11 @@
 //! `pillarbox import`: publishes the lines of files.
 
 use std::fs::File;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use pillarbox_relay::intake::import::{Import as Job, Imported, Input, Raw};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -198,19 +197,10 @@ fn is_word(name: &str) -> bool {
         && name.chars().all(of_word)
 }
 
-/// A bar on standard error, where that is a terminal.
 fn bar(size: Option<u64>) -> ProgressBar {
-    let target = match std::io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
-    let bar = ProgressBar::with_draw_target(size, target);
     let template = match size {
         Some(_) => "{bar:40} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left, {msg}",
         None => "{spinner} {bytes}, {bytes_per_sec}, {msg}",
     };
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar
+    output::bar(size, template)
 }

@@ -1,5 +1,7 @@
 //! `pillarbox relay`: delivers the events of the outbox to every configured sink.
 
+use std::sync::Arc;
+
 use clap::Args;
 use futures_util::future::OptionFuture;
 use pillarbox_console::{Console, ConsoleError};
@@ -7,6 +9,7 @@ use pillarbox_relay::backoff::Backoff;
 use pillarbox_relay::batch::Limits;
 use pillarbox_relay::clock::SystemClock;
 use pillarbox_relay::config::{self, Listen, listen};
+use pillarbox_relay::pulse::Pulse;
 use pillarbox_relay::relay::{self, Drained, Halt, Options, Poison};
 use pillarbox_relay::schema::{self, registry};
 use pillarbox_relay::sink::clickhouse::ClickHouse;
@@ -47,7 +50,7 @@ pub(crate) struct Relay {
 type Spine = relay::Relay<PostgresSource, ClickHouse, SystemClock>;
 
 /// The spine of one sink, not started yet.
-struct Start {
+pub(super) struct Start {
     sink: String,
     /// What the registry must hold for it.
     fingerprint: String,
@@ -57,7 +60,7 @@ struct Start {
 }
 
 /// How the spine of one sink ended.
-struct Ended {
+pub(super) struct Ended {
     sink: String,
     /// Where it is, for whoever has to look.
     address: String,
@@ -89,7 +92,7 @@ impl Relay {
             .into_iter()
             .map(|destination| Start::new(destination, &config.relay, &target))
             .collect();
-        let pulses = starts.iter().map(|start| start.spine.pulse()).collect();
+        let pulses = starts.iter().map(Start::pulse).collect();
         let shown: OptionFuture<_> = console.map(|console| console.serve(pulses)).into();
         tokio::select! { biased;
             outcome = self.deliver(place, starts, &stop) => outcome,
@@ -111,34 +114,7 @@ impl Relay {
         }
         let mut spines = JoinSet::new();
         for start in starts {
-            let Start {
-                sink,
-                address,
-                spine,
-                ..
-            } = start;
-            let span = tracing::info_span!("sink", sink = %sink);
-            let (stop, once) = (stop.clone(), self.once);
-            let work = async move {
-                tracing::info!(once, "relay starts");
-                let result = match once {
-                    true => spine.drain(&stop).await,
-                    false => spine.run(&stop).await.map(|()| Drained::default()),
-                };
-                if let Err(halt) = &result {
-                    spine.pulse().ended(halt.to_string(), Instant::now());
-                }
-                Ended {
-                    sink,
-                    address,
-                    result,
-                }
-            };
-            // What a connection brings is decoded by the thread that waits for it, and wakes no other one.
-            let runtime = runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            spines.spawn_blocking(move || runtime.block_on(work.instrument(span)));
+            spines.spawn_blocking(start.work(self.once, stop.clone())?);
         }
         let mut worst: Option<Failure> = None;
         while let Some(ended) = spines.join_next().await {
@@ -212,8 +188,16 @@ async fn registered(place: &Place, starts: &[Start], once: bool) -> Result<(), F
     Ok(())
 }
 
+impl Ended {
+    /// What it delivered, or why it ended.
+    pub(super) fn outcome(self) -> Result<Drained, Failure> {
+        let failed = |halt| failure(&self.sink, &self.address, halt);
+        self.result.map_err(failed)
+    }
+}
+
 impl Start {
-    fn new(
+    pub(super) fn new(
         destination: Destination,
         relay: &config::Relay,
         target: &tokio_postgres::Config,
@@ -235,6 +219,46 @@ impl Start {
             address,
             spine: relay::Relay::new(source, sink, SystemClock, options),
         }
+    }
+
+    /// What the spine shows of itself.
+    pub(super) fn pulse(&self) -> Arc<Pulse> {
+        self.spine.pulse()
+    }
+
+    /// All the work of the spine, for a thread of its own: what a connection brings is decoded by the
+    /// thread that waits for it, and wakes no other one.
+    pub(super) fn work(
+        self,
+        once: bool,
+        stop: CancellationToken,
+    ) -> Result<impl FnOnce() -> Ended + Send + 'static, Failure> {
+        let Self {
+            sink,
+            address,
+            spine,
+            ..
+        } = self;
+        let span = tracing::info_span!("sink", sink = %sink);
+        let work = async move {
+            tracing::info!(once, "relay starts");
+            let result = match once {
+                true => spine.drain(&stop).await,
+                false => spine.run(&stop).await.map(|()| Drained::default()),
+            };
+            if let Err(halt) = &result {
+                spine.pulse().ended(halt.to_string(), Instant::now());
+            }
+            Ended {
+                sink,
+                address,
+                result,
+            }
+        };
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        Ok(move || runtime.block_on(work.instrument(span)))
     }
 }
 

@@ -3,7 +3,6 @@
 use std::time::SystemTime;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use pillarbox_relay::schema;
 use pillarbox_relay::verify::{self, Difference, Finding, Proof, ProofError, Scope};
@@ -49,7 +48,7 @@ pub(crate) struct Verify {
 }
 
 /// Where the events of a sink are.
-struct Account {
+pub(super) struct Account {
     published: i64,
     pending: i64,
     in_flight: i64,
@@ -71,20 +70,9 @@ impl Verify {
             since: self.since.map(SystemTime::from),
             batch: self.batch,
         };
-        let plan = destination.prepare(client).await?;
-        let blame = |error: ProofError| match error {
-            ProofError::Sink(trouble) => destination.blame(trouble),
-            ProofError::Ledger(error) => error.into(),
-            error @ ProofError::Blocks(_) => Failure::failed(error),
-        };
         const NOW: &str = "select pg_catalog.clock_timestamp()";
         let began: SystemTime = client.query_one(NOW, &[]).await?.get(0);
-        let bar = progress(verify::total(client, &scope).await.map_err(blame)?);
-        let proving = verify::prove(client, &destination.sink, &plan, &scope, |more| {
-            bar.inc(more)
-        });
-        let proof = proving.await.map_err(blame)?;
-        bar.finish_and_clear();
+        let proof = prove(client, &destination, &scope).await?;
         let requested = match self.repair {
             true => request_repairs(client, scope.sink, &proof, began).await?,
             false => 0,
@@ -124,13 +112,26 @@ fn missing(finding: &Finding) -> bool {
     finding.difference == Difference::Missing
 }
 
-/// A bar on standard error, where that is a terminal.
-fn progress(total: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} batches, {eta} left") {
-        bar.set_style(style);
-    }
-    bar
+/// Compares every delivered batch of the scope with what the sink holds.
+pub(super) async fn prove(
+    client: &Client,
+    destination: &Destination,
+    scope: &Scope,
+) -> Result<Proof, Failure> {
+    let plan = destination.prepare(client).await?;
+    let blame = |error: ProofError| match error {
+        ProofError::Sink(trouble) => destination.blame(trouble),
+        ProofError::Ledger(error) => error.into(),
+        error @ ProofError::Blocks(_) => Failure::failed(error),
+    };
+    let total = verify::total(client, scope).await.map_err(blame)?;
+    let bar = output::bar(Some(total), "{bar:40} {pos}/{len} batches, {eta} left");
+    let proving = verify::prove(client, &destination.sink, &plan, scope, |more| {
+        bar.inc(more)
+    });
+    let proof = proving.await.map_err(blame)?;
+    bar.finish_and_clear();
+    Ok(proof)
 }
 
 /// Asks for what was missing at `began`. One at a time: two would not see what the other asks for.
@@ -154,7 +155,7 @@ async fn request_repairs(
 }
 
 impl Account {
-    async fn read(client: &Client, sink: &str) -> Result<Self, Failure> {
+    pub(super) async fn read(client: &Client, sink: &str) -> Result<Self, Failure> {
         const ACCOUNT: &str = include_str!("sql/account.sql");
         let row = client.query_one(ACCOUNT, &[&sink]).await?;
         Ok(Self {
@@ -172,7 +173,7 @@ impl Account {
         self.pending + self.in_flight + self.delivered + self.dead + self.dropped
     }
 
-    fn is_balanced(&self) -> bool {
+    pub(super) fn is_balanced(&self) -> bool {
         self.published == self.settled()
     }
 }

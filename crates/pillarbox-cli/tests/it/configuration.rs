@@ -172,6 +172,7 @@ async fn help_teaches_with_examples_and_usage_errors_end_with_2() -> Result<()> 
         vec!["status"],
         vec!["events"],
         vec!["publish"],
+        vec!["bench"],
         vec!["uninstall"],
     ];
     let reference =

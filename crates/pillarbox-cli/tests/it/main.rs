@@ -4,6 +4,7 @@ mod program;
 mod proof;
 
 mod bad_input;
+mod bench;
 mod collected;
 mod columns;
 mod configuration;

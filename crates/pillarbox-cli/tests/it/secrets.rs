@@ -33,7 +33,7 @@ async fn no_command_prints_a_secret_even_with_every_log_line() -> Result<()> {
     let file = Program::bare()?.file(&format!(
         "[sinks.clickhouse]\npassword = '{SECRET}'\nurl = 'http://127.0.0.1:1'\n[postgres]\nurl = {SECRET}\n"
     ))?;
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 15] = [
         &["--help"],
         &["relay", "--help"],
         &["init"],
@@ -47,6 +47,7 @@ async fn no_command_prints_a_secret_even_with_every_log_line() -> Result<()> {
         &["relay", "--once"],
         &["relay"],
         &["events"],
+        &["bench", "--clean"],
         &["uninstall", "--yes"],
     ];
     for program in [good, away, garbled, file] {

@@ -35,6 +35,7 @@ mod preflight;
 mod propose;
 mod replicas;
 mod report;
+mod scratch;
 mod settings;
 mod sql;
 mod surplus;
@@ -160,6 +161,30 @@ impl ClickHouse {
     /// When the server cannot be asked, or the table exists.
     pub async fn create(&self, options: &CreateOptions) -> Result<Vec<String>, Trouble> {
         create::create(&self.client, &self.config, options).await
+    }
+
+    /// Creates the table that the server is best at, and never a database: for a benchmark.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, the database is missing, or the table exists.
+    pub async fn create_scratch(&self) -> Result<(), Trouble> {
+        scratch::create(&self.client, &self.config).await
+    }
+
+    /// Drops a table of the sink's database that a benchmark made, where it is there.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn drop_scratch(&self, table: &str) -> Result<(), Trouble> {
+        scratch::drop(&self.client, &self.config, table).await
+    }
+
+    /// The names of all tables of the sink's database.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn tables(&self) -> Result<Vec<String>, Trouble> {
+        scratch::list(&self.client, &self.config).await
     }
 
     /// What the server says of itself, without a look at what it must be for the sink.

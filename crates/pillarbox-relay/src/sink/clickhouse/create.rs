@@ -48,7 +48,7 @@ pub fn statements(
     ]
 }
 
-fn table_statement(
+pub(super) fn table_statement(
     config: &ClickHouseConfig,
     options: &CreateOptions,
     dialect: Dialect,

@@ -1,0 +1,1 @@
+truncate bench.event, pillarbox.event

@@ -1,0 +1,1 @@
+select pillarbox.publish($1, $2)
