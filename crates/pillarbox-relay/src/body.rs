@@ -44,13 +44,8 @@ pub struct Values {
 /// Where values lie.
 #[derive(Debug)]
 pub enum Places {
-    /// Each takes `width` bytes, and a piece has room for so many.
-    Even {
-        /// Bytes of a value.
-        width: usize,
-        /// Values in each piece but the last.
-        per_piece: usize,
-    },
+    /// Each takes so many bytes, and each piece but the last holds [`per_piece`] of them.
+    Even(usize),
     /// The place of each.
     Listed(Vec<Place>),
 }
@@ -58,6 +53,14 @@ pub enum Places {
 /// No value begins behind so many bytes of a piece.
 pub const PIECE_BYTES_MAX: usize = 1 << OFFSET_BITS;
 const OFFSET_BITS: u32 = 19;
+
+/// Values of this width that a piece has room for.
+pub const fn per_piece(width: usize) -> usize {
+    match width {
+        0 | PIECE_BYTES_MAX.. => 1,
+        width => PIECE_BYTES_MAX / width,
+    }
+}
 
 /// Where a value begins. It ends where the next one of its piece does, or with the piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,9 +87,9 @@ impl Place {
 impl Values {
     fn shared(&self, index: usize) -> Bytes {
         let (piece, range) = match &self.places {
-            Places::Even { width, per_piece } => {
-                let start = index % per_piece * width;
-                (index / per_piece, start..start + width)
+            Places::Even(width) => {
+                let start = index % per_piece(*width) * width;
+                (index / per_piece(*width), start..start + width)
             }
             Places::Listed(places) => self.listed(places, index),
         };
@@ -95,12 +98,12 @@ impl Values {
     }
 
     /// Copies values of one width; of the usual ones as numbers, which takes no call for each.
-    fn copy_even(&self, order: &[u32], width: usize, per_piece: usize, to: &mut Vec<u8>) {
+    fn copy_even(&self, order: &[u32], width: usize, to: &mut Vec<u8>) {
         match width {
-            1 => self.copy_numbers::<1>(order, per_piece, to),
-            4 => self.copy_numbers::<4>(order, per_piece, to),
-            8 => self.copy_numbers::<8>(order, per_piece, to),
-            16 => self.copy_numbers::<16>(order, per_piece, to),
+            1 => self.copy_numbers::<1>(order, to),
+            4 => self.copy_numbers::<4>(order, to),
+            8 => self.copy_numbers::<8>(order, to),
+            16 => self.copy_numbers::<16>(order, to),
             _ => {
                 for index in order {
                     to.extend_from_slice(&self.shared(*index as usize));
@@ -110,11 +113,11 @@ impl Values {
     }
 
     /// A value that is not where it should be makes the body shorter than it says, which is refused.
-    fn copy_numbers<const N: usize>(&self, order: &[u32], per_piece: usize, to: &mut Vec<u8>) {
+    fn copy_numbers<const N: usize>(&self, order: &[u32], to: &mut Vec<u8>) {
         for index in order {
             let index = *index as usize;
-            let start = index % per_piece * N;
-            let rest = self.pieces.get(index / per_piece);
+            let start = index % const { per_piece(N) } * N;
+            let rest = self.pieces.get(index / const { per_piece(N) });
             let rest = rest.and_then(|piece| piece.get(start..));
             if let Some(value) = rest.and_then(|rest| rest.first_chunk::<N>()) {
                 to.extend_from_slice(value);
@@ -254,9 +257,9 @@ impl Frames {
                 let left = order.get(self.at..).unwrap_or(&[]);
                 let room = room(gathered);
                 let copied = match &values.places {
-                    Places::Even { width, per_piece } => {
+                    Places::Even(width) => {
                         let count = left.len().min(room / (*width).max(1));
-                        values.copy_even(&left[..count], *width, *per_piece, gathered);
+                        values.copy_even(&left[..count], *width, gathered);
                         count
                     }
                     Places::Listed(places) => values.copy_listed(left, places, room, gathered),
@@ -371,15 +374,17 @@ mod tests {
 
     #[test]
     fn even_values_are_found_in_every_piece() {
-        let pieces = vec![Bytes::from_static(b"aabbcc"), Bytes::from_static(b"dd")];
-        let places = Places::Even {
-            width: 2,
-            per_piece: 3,
-        };
-        let body = Body::from(vec![Part::Ordered(
-            Values { pieces, places },
-            Arc::from([3, 1, 0, 2]),
-        )]);
-        assert_eq!(body.concat(), b"ddbbaacc");
+        for width in [1, 4, 7] {
+            let count = per_piece(width) + 3;
+            let value = |index: usize| vec![(index % 251) as u8; width];
+            let all: Vec<u8> = (0..count).flat_map(value).collect();
+            let (first, last) = all.split_at(per_piece(width) * width);
+            let pieces = [first, last].map(Bytes::copy_from_slice).to_vec();
+            let places = Places::Even(width);
+            let backwards = (0..count as u32).rev().collect();
+            let body = Body::from(vec![Part::Ordered(Values { pieces, places }, backwards)]);
+            let expected: Vec<u8> = (0..count).rev().flat_map(value).collect();
+            assert!(body.concat() == expected, "{width}");
+        }
     }
 }

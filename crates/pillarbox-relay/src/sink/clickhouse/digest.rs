@@ -31,9 +31,9 @@ pub(super) fn append(text: &mut Vec<u8>, value: &Value<'_>) {
         Value::Float32(number) => append_float(text, number),
         Value::Float64(number) => append_float(text, number),
         Value::Uuid(uuid) | Value::UuidText(uuid) => {
-            let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
-            text.extend_from_slice(b"36:");
-            text.extend_from_slice(uuid.hyphenated().encode_lower(&mut buffer).as_bytes());
+            let mut framed = *b"36:00000000-0000-0000-0000-000000000000";
+            uuid.hyphenated().encode_lower(&mut framed[3..]);
+            text.extend_from_slice(&framed);
         }
         Value::Named(name, _) => append_framed(text, name),
         // Of columns that no digest covers; see `covers`.
@@ -53,11 +53,16 @@ pub(super) fn covers(of: &ColumnType) -> bool {
 
 fn append_framed(text: &mut Vec<u8>, bytes: &[u8]) {
     make_room(text, bytes.len());
+    let digit = |number: usize| b'0' + (number % 10) as u8;
     match bytes.len() {
-        length @ ..10 => text.push(b'0' + length as u8),
-        length => text.extend_from_slice(itoa::Buffer::new().format(length).as_bytes()),
+        // Most are short, and numbers always.
+        n @ ..10 => text.extend_from_slice(&[digit(n), b':']),
+        n @ ..100 => text.extend_from_slice(&[digit(n / 10), digit(n), b':']),
+        n => {
+            text.extend_from_slice(itoa::Buffer::new().format(n).as_bytes());
+            text.push(b':');
+        }
     }
-    text.push(b':');
     text.extend_from_slice(bytes);
 }
 

@@ -413,10 +413,7 @@ impl Column {
 fn even(pieces: Pieces, width: usize) -> Values {
     Values {
         pieces: pieces.into_bytes(),
-        places: Places::Even {
-            width,
-            per_piece: Pieces::per_piece(width),
-        },
+        places: Places::Even(width),
     }
 }
 

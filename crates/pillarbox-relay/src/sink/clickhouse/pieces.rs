@@ -95,11 +95,6 @@ impl Pieces {
         place
     }
 
-    /// Values of this width that a piece has room for.
-    pub(super) fn per_piece(width: usize) -> usize {
-        (PIECE_BYTES_MAX / width.max(1)).max(1)
-    }
-
     pub(super) fn into_bytes(mut self) -> Vec<Bytes> {
         if !self.open.is_empty() {
             self.full.push(Bytes::from(self.open));
