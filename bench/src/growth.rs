@@ -21,7 +21,7 @@ const EMPTY: usize = 5;
 type Size = (&'static str, u64, usize, bool);
 const SIZES: [Size; 4] = [
     ("10k", 10_000, 7, false),
-    ("100k", 100_000, 5, true),
+    ("100k", 100_000, 4, true),
     ("1M", 1_000_000, 2, false),
     ("10M", 10_000_000, 1, true),
 ];

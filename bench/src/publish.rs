@@ -55,7 +55,7 @@ struct Scope {
 const USUAL: Scope = Scope {
     clients: &[4],
     sizes: &[SMALL],
-    rounds: 20,
+    rounds: 12,
     turn: Duration::from_secs(2),
 };
 const FULL: Scope = Scope {

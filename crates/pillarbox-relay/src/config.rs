@@ -136,7 +136,7 @@ impl Default for Relay {
     fn default() -> Self {
         Self {
             max_rows: 500_000,
-            max_bytes: ByteSize(160 * 1024 * 1024),
+            max_bytes: ByteSize(144 * 1024 * 1024),
             max_age: Period(Duration::from_secs(1)),
             in_flight: 2,
             takeover_after: Period(Duration::from_secs(15)),

@@ -11,7 +11,8 @@ use crate::{Place, output};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Safe to run at every deployment and by many at once: it does nothing where the schema is up to date.
-An upgrade stops nobody; start the new relay after it.
+An upgrade stops nobody; start the new relay after it. A change for which publishers would have to
+wait is left out while their transactions are open, and made when it is run again.
 Needs CREATE on the database and, once per cluster, CREATEROLE.
 
 Examples:

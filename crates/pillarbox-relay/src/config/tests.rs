@@ -23,7 +23,7 @@ fn refusal(text: &str, pairs: &[(&str, &str)]) -> String {
 fn nothing_configured_gives_the_defaults() {
     let config = read("", &[]).expect("defaults");
     assert_eq!(config.relay.max_rows, 500_000);
-    assert_eq!(config.relay.max_bytes, ByteSize(167_772_160));
+    assert_eq!(config.relay.max_bytes, ByteSize(150_994_944));
     assert_eq!(config.relay.takeover_after.0, Duration::from_secs(15));
     assert!(config.sinks.is_empty());
     let missing = config.postgres().expect_err("no url").to_string();

@@ -42,7 +42,7 @@ impl Default for Options {
             sink: String::new(),
             limits: Limits {
                 rows_max: 500_000,
-                bytes_max: 160 * 1024 * 1024,
+                bytes_max: 144 * 1024 * 1024,
             },
             poison: Poison {
                 rows_max: 100,

@@ -225,7 +225,7 @@ impl<'a> Stage<'a> {
             .env("CLICKHOUSE_TABLE", name)
             .env("MODE", "drain")
             .env("MAX_ROWS", "500000")
-            .env("MAX_BYTES", "167772160")
+            .env("MAX_BYTES", "150994944")
             .env("TEND_MS", "5000")
             .env("INSERT_TIMEOUT_MS", "300000")
             .stdout(Stdio::null())
