@@ -117,5 +117,5 @@ bench-micro: setup ## Time and count what the relay does with each row (criterio
 	@cargo build --locked --release --features measure --bin digest_cost --bin relay_under_test -p pillarbox-testkit
 	@DIGEST_ROUNDS=0 "$${CARGO_TARGET_DIR:-target}/release/digest_cost"
 
-bench-full: build-bench ## Measure everything, in about two hours
+bench-full: build-bench ## Measure everything, in about an hour
 	@"$${CARGO_TARGET_DIR:-target}/release/bench" --full $(if $(BENCH_ONLY),--only $(BENCH_ONLY))

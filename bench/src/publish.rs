@@ -61,8 +61,8 @@ const USUAL: Scope = Scope {
 const FULL: Scope = Scope {
     clients: &[1, 2, 4, 8, 16],
     sizes: &[SMALL, LARGE],
-    rounds: 8,
-    turn: Duration::from_secs(3),
+    rounds: 4,
+    turn: Duration::from_secs(2),
 };
 const WARM_UP: Duration = Duration::from_secs(1);
 

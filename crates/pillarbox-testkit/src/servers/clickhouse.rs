@@ -243,6 +243,22 @@ impl ClickHouse {
         self.own.as_ref()?.process.id()
     }
 
+    /// Changes the `users.xml` of 18.16, which reads it again within seconds.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or the server is not of 18.16.
+    pub fn change_users(&self, change: impl FnOnce(&str) -> String) -> Result<()> {
+        let file = self.dir()?.join("users.xml");
+        let users = change(&fs::read_to_string(&file)?);
+        // The server compares the file's time by the second: each change gets one of its own.
+        let written_at = fs::metadata(&file)?.modified()? + Duration::from_secs(1);
+        let fresh = file.with_extension("new");
+        fs::write(&fresh, users)?;
+        let opened = fs::File::options().write(true).open(&fresh)?;
+        opened.set_modified(written_at)?;
+        Ok(fs::rename(&fresh, &file)?)
+    }
+
     /// The directory of a started server: data, configuration and log.
     pub fn dir(&self) -> Result<PathBuf> {
         Ok(self.own("naming the directory")?.place.path().to_owned())

@@ -12,7 +12,6 @@ mod space;
 mod views;
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use pillarbox_testkit::oracle::Oracle;
@@ -93,26 +92,17 @@ async fn goes_on(scene: &Scene) -> Result<()> {
 
 /// Gives the tests' user of 18.16 a profile, and waits until the server has read it.
 async fn profile(server: &ClickHouse, settings: &[(&str, &str)]) -> Result<()> {
-    let file = server.dir()?.join("users.xml");
-    let users = std::fs::read_to_string(&file)?;
-    let (head, rest) = users
-        .split_once("<profiles><default>")
-        .unwrap_or_else(|| panic!("no profile in {users}"));
-    let (_, tail) = rest.split_once("</default></profiles>").unwrap();
     let given: String = settings
         .iter()
         .map(|(name, value)| format!("<{name}>{value}</{name}>"))
         .collect();
-    let users = format!("{head}<profiles><default>{given}</default></profiles>{tail}");
-    // The server compares the file's time by the second: each change gets one of its own.
-    let written_at = std::fs::metadata(&file)?.modified()? + Duration::from_secs(1);
-    let fresh = file.with_extension("new");
-    std::fs::write(&fresh, users)?;
-    std::fs::File::options()
-        .write(true)
-        .open(&fresh)?
-        .set_modified(written_at)?;
-    std::fs::rename(&fresh, &file)?;
+    server.change_users(|users| {
+        let (head, rest) = users
+            .split_once("<profiles><default>")
+            .unwrap_or_else(|| panic!("no profile in {users}"));
+        let (_, tail) = rest.split_once("</default></profiles>").unwrap();
+        format!("{head}<profiles><default>{given}</default></profiles>{tail}")
+    })?;
     eventually("the profile to be read", PATIENCE, || async {
         let changed = "select name, value from system.settings where changed order by name";
         // A profile may be such that this is refused.

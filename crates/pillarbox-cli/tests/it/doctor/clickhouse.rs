@@ -117,10 +117,8 @@ async fn a_server_that_is_away_or_refuses_and_a_statement_with_little_memory() -
 
     let many = clinic.program.with("PILLARBOX_RELAY__MAX_BYTES", "256MiB");
     clinic.program = many;
-    let users = clickhouse.dir()?.join("users.xml");
-    let text = std::fs::read_to_string(&users)?;
     let low = "<default><max_memory_usage>500000000</max_memory_usage></default></profiles>";
-    std::fs::write(&users, text.replace("<default></default></profiles>", low))?;
+    clickhouse.change_users(|users| users.replace("<default></default></profiles>", low))?;
     clickhouse.restart().await?;
     let little = one_wrong(&clinic, "memory").await?;
     let message = little["message"].as_str().unwrap_or_default();

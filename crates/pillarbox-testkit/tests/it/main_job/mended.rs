@@ -97,11 +97,13 @@ async fn a_password_that_changes() -> Result<()> {
     let scene = Scene::start(Flavour::V18).await?;
     let (relay, traffic) = start(&scene).await?;
     traffic.more(30).await?;
-    let file = scene.clickhouse.dir()?.join("users.xml");
-    let users = std::fs::read_to_string(&file)?;
-    std::fs::write(&file, users.replace(">testkit<", ">changed<"))?;
+    let change = |from: &str, to: &str| {
+        let changed = |users: &str| users.replace(from, to);
+        scene.clickhouse.change_users(changed)
+    };
+    change(">testkit<", ">changed<")?;
     stands_still(&scene, &traffic, &["check the sink's user and password"]).await?;
-    std::fs::write(&file, users)?;
+    change(">changed<", ">testkit<")?;
     goes_on(&scene).await?;
     let oracle = traffic.finish(&scene.postgres).await?;
     scene.holds(&oracle, relay).await?;

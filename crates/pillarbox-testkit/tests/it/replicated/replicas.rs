@@ -168,13 +168,9 @@ async fn inv_2_a_quorum_that_one_replica_cannot_make() -> Result<()> {
 
 /// Gives the profile of the tests' user settings, and waits until the server has them.
 async fn profile(server: &ClickHouse, settings: &str) -> Result<()> {
-    let file = server.dir()?.join("users.xml");
-    let users = std::fs::read_to_string(&file)?;
     let given = format!("<profiles><default>{settings}</default></profiles>");
-    std::fs::write(
-        &file,
-        users.replace("<profiles><default></default></profiles>", &given),
-    )?;
+    server
+        .change_users(|users| users.replace("<profiles><default></default></profiles>", &given))?;
     eventually("the profile to be read", PATIENCE, || async {
         let changed =
             "select count() from system.settings where changed and name = 'insert_quorum'";
