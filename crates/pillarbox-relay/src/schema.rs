@@ -1,10 +1,12 @@
 //! The PostgreSQL side: installs the schema `pillarbox`, and reads and changes its settings.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use crate::backoff::Backoff;
 use crate::postgres::{ConnectError, check_server};
 
 pub mod check;
@@ -50,6 +52,12 @@ const FILES: [(i32, &str, &str); 11] = [
 
 /// How long an upgrade waits for a table that a relay or a reader uses: what comes behind it waits, too.
 const LOCK_TIMEOUT: &str = "set local lock_timeout = '1s'";
+
+/// Between two attempts to have the outbox for a moment: publishers that had to wait go first.
+const BETWEEN_ATTEMPTS: Backoff = Backoff {
+    first: Duration::from_millis(200),
+    last: Duration::from_secs(2),
+};
 
 /// What a migration did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

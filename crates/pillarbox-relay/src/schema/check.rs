@@ -1,20 +1,11 @@
 //! One check in the place of five, which the outbox of an older version has.
 
-use std::time::Duration;
-
 use tokio_postgres::{Client, Error};
 
 use super::keeper::{self, Tables};
-use super::{SchemaError, is_missing_right, needs_administrator};
-use crate::backoff::Backoff;
+use super::{BETWEEN_ATTEMPTS, SchemaError, is_missing_right, needs_administrator};
 
 const ATTEMPTS_MAX: u32 = 5;
-
-/// Between two attempts: publishers that had to wait go first.
-const BETWEEN: Backoff = Backoff {
-    first: Duration::from_millis(200),
-    last: Duration::from_secs(2),
-};
 
 /// Sees to it that what an event must be is one check, so that publishing costs less. Tries a few times, each
 /// for milliseconds only: whoever publishes meanwhile waits no longer. Returns what was in the way.
@@ -32,7 +23,7 @@ pub async fn unite(client: &mut Client) -> Result<Option<String>, SchemaError> {
     for attempts in 1..=ATTEMPTS_MAX {
         match attempt(client).await {
             Ok(true) => return Ok(None),
-            Ok(false) => tokio::time::sleep(BETWEEN.wait(attempts, 1.0)).await,
+            Ok(false) => tokio::time::sleep(BETWEEN_ATTEMPTS.wait(attempts, 1.0)).await,
             Err(error) if is_missing_right(&error) => {
                 return Ok(Some(needs_administrator(&error).to_string()));
             }

@@ -6,18 +6,11 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
 use super::keeper::{self, Tables};
-use super::{SchemaError, is_missing_right, needs_administrator};
-use crate::backoff::Backoff;
+use super::{BETWEEN_ATTEMPTS, SchemaError, is_missing_right, needs_administrator};
 use crate::postgres::quote;
 
 /// Publishers that come while the table is asked for wait as long; there are five tables to lock.
 const LOCK_TIMEOUT: &str = "set local lock_timeout = '20ms'";
-
-/// Between two attempts: publishers that had to wait go first.
-const BETWEEN: Backoff = Backoff {
-    first: Duration::from_millis(200),
-    last: Duration::from_secs(2),
-};
 
 /// A column that users want to have.
 #[derive(Clone, Debug)]
@@ -92,7 +85,7 @@ pub async fn add(
             return Err(SchemaError::Invalid(reason));
         }
         told(&keepers);
-        tokio::time::sleep(BETWEEN.wait(failures, 1.0)).await;
+        tokio::time::sleep(BETWEEN_ATTEMPTS.wait(failures, 1.0)).await;
     }
 }
 
