@@ -24,7 +24,6 @@ const USUAL: [u32; 1] = [1_000];
 const FULL: [u32; 3] = [100, 1_000, 10_000];
 /// The rate at which the relay's memory is watched.
 const STEADY: u32 = 1_000;
-const ROUNDS_FULL: usize = 3;
 const WARM_UP: Duration = Duration::from_secs(5);
 const MEASURED: Duration = Duration::from_secs(40);
 
@@ -38,26 +37,19 @@ const LOOK: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(bench: &Bench, report: &mut Report) -> Result<()> {
-    let (rates, rounds) = match bench.full {
-        true => (&FULL[..], ROUNDS_FULL),
-        false => (&USUAL[..], 1),
-    };
-    for round in 0..rounds {
-        let mut memory_max = 0.0_f64;
-        for rate in rates {
-            let mut ages = AGES;
-            ages.rotate_left(round % AGES.len());
-            for age in ages {
-                let stage = Stage::start(report).await?;
-                let seen = measure(&stage, bench, age, *rate).await?;
-                if *rate == STEADY {
-                    memory_max = memory_max.max(seen.memory_mib);
-                }
-                seen.add(&format!("{age}/{rate}"), report);
+    let rates = if bench.full { &FULL[..] } else { &USUAL };
+    let mut memory_max = 0.0_f64;
+    for rate in rates {
+        for age in AGES {
+            let stage = Stage::start(report).await?;
+            let seen = measure(&stage, bench, age, *rate).await?;
+            if *rate == STEADY {
+                memory_max = memory_max.max(seen.memory_mib);
             }
+            seen.add(&format!("{age}/{rate}"), report);
         }
-        report.add(PART, "memory_steady", "MiB", memory_max);
     }
+    report.add(PART, "memory_steady", "MiB", memory_max);
     Ok(())
 }
 

@@ -61,7 +61,7 @@ const USUAL: Scope = Scope {
 const FULL: Scope = Scope {
     clients: &[1, 2, 4, 8, 16],
     sizes: &[SMALL, LARGE],
-    rounds: 4,
+    rounds: 3,
     turn: Duration::from_secs(2),
 };
 const WARM_UP: Duration = Duration::from_secs(1);

@@ -3,6 +3,7 @@
 //! A sink that sorts rows by its own key takes a block faster when they come sorted. Sorting them in
 //! memory would hold a block twice; here only the order is kept beside the values.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ pub enum Part {
     Ordered(Values, Arc<[u32]>),
 }
 
-/// Values that lie one after the other in pieces; none lies in two of them.
+/// Values that lie one after the other in pieces.
 #[derive(Debug)]
 pub struct Values {
     /// The bytes.
@@ -62,7 +63,7 @@ pub const fn per_piece(width: usize) -> usize {
     }
 }
 
-/// Where a value begins. It ends where the next one of its piece does, or with the piece.
+/// Where a value begins. It ends where the next one begins, or with the last piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place(u32);
 
@@ -85,16 +86,24 @@ impl Place {
 }
 
 impl Values {
-    fn shared(&self, index: usize) -> Bytes {
-        let (piece, range) = match &self.places {
+    /// The bytes of a value, piece by piece.
+    fn shared(&self, index: usize) -> VecDeque<Bytes> {
+        let ((first, start), (last, end)) = match &self.places {
             Places::Even(width) => {
-                let start = index % per_piece(*width) * width;
-                (index / per_piece(*width), start..start + width)
+                let (piece, start) = (index / per_piece(*width), index % per_piece(*width) * width);
+                ((piece, start), (piece, start + width))
             }
-            Places::Listed(places) => self.listed(places, index),
+            Places::Listed(places) => (begin_of(places, index), begin_of(places, index + 1)),
         };
-        let piece = self.pieces.get(piece);
-        piece.map_or_else(Bytes::new, |piece| piece.slice(range))
+        let pieces = self.pieces.iter().enumerate().skip(first);
+        let stretches = pieces.take_while(|(piece, _)| *piece <= last);
+        let stretches = stretches.map(|(piece, bytes)| {
+            let from = if piece == first { start } else { 0 };
+            let to = if piece == last { end } else { bytes.len() };
+            let to = to.min(bytes.len());
+            bytes.slice(from.min(to)..to)
+        });
+        stretches.filter(|bytes| !bytes.is_empty()).collect()
     }
 
     /// Copies values of one width; of the usual ones as numbers, which takes no call for each.
@@ -106,7 +115,9 @@ impl Values {
             16 => self.copy_numbers::<16>(order, to),
             _ => {
                 for index in order {
-                    to.extend_from_slice(&self.shared(*index as usize));
+                    for bytes in self.shared(*index as usize) {
+                        to.extend_from_slice(&bytes);
+                    }
                 }
             }
         }
@@ -125,13 +136,13 @@ impl Values {
         }
     }
 
-    /// Copies values until one has no room or is large; how many.
+    /// Copies values until one has no room, is large or lies in several pieces; how many.
     fn copy_listed(&self, order: &[u32], places: &[Place], room: usize, to: &mut Vec<u8>) -> usize {
         let full = to.len() + room;
         for (copied, index) in order.iter().enumerate() {
-            let (piece, range) = self.listed(places, *index as usize);
-            let piece = self.pieces.get(piece);
-            let value = piece.and_then(|piece| piece.get(range)).unwrap_or_default();
+            let Some(value) = self.within_a_piece(places, *index as usize) else {
+                return copied;
+            };
             if value.len() >= OWN_FRAME_BYTES || to.len() + value.len() > full {
                 return copied;
             }
@@ -140,22 +151,28 @@ impl Values {
         order.len()
     }
 
-    /// Piece and range of a listed value.
-    fn listed(&self, places: &[Place], index: usize) -> (usize, std::ops::Range<usize>) {
-        let Some(place) = places.get(index) else {
-            return (0, 0..0);
-        };
-        let piece = place.piece();
+    /// A listed value, unless it lies in several pieces.
+    fn within_a_piece(&self, places: &[Place], index: usize) -> Option<&[u8]> {
+        let place = places.get(index)?;
+        let piece = self.pieces.get(place.piece())?;
         let end = match places.get(index + 1) {
-            Some(next) if next.piece() == piece => next.offset(),
-            _ => self.pieces.get(piece).map_or(0, Bytes::len),
+            Some(next) if next.piece() == place.piece() => next.offset(),
+            Some(next) if next.piece() == place.piece() + 1 && next.offset() == 0 => piece.len(),
+            None if place.piece() + 1 == self.pieces.len() => piece.len(),
+            _ => return None,
         };
-        (piece, place.offset()..end)
+        piece.get(place.offset()..end)
     }
 
     fn len(&self) -> usize {
         self.pieces.iter().map(Bytes::len).sum()
     }
+}
+
+/// Piece and offset where a listed value begins; behind the last one, no piece.
+fn begin_of(places: &[Place], index: usize) -> (usize, usize) {
+    let place = places.get(index);
+    place.map_or((usize::MAX, 0), |place| (place.piece(), place.offset()))
 }
 
 impl Part {
@@ -210,7 +227,7 @@ pub struct Frames {
     /// Values of the part that are gone.
     at: usize,
     /// Bytes that come next, before the rest of the part.
-    next: Bytes,
+    next: VecDeque<Bytes>,
     left: usize,
 }
 
@@ -222,7 +239,7 @@ impl Frames {
             frame_bytes: frame_bytes.max(OWN_FRAME_BYTES),
             part: 0,
             at: 0,
-            next: Bytes::new(),
+            next: VecDeque::new(),
             left: body.len(),
         }
     }
@@ -235,15 +252,15 @@ impl Frames {
     /// Copies what comes next behind `gathered`, as far as there is room; whether there was.
     fn gather(&mut self, gathered: &mut Vec<u8>) -> bool {
         let room = |gathered: &Vec<u8>| self.frame_bytes - gathered.len();
-        if !self.next.is_empty() {
-            let some = self.next.split_to(self.next.len().min(room(gathered)));
+        if let Some(next) = self.next.front_mut() {
+            let some = next.split_to(next.len().min(self.frame_bytes - gathered.len()));
             gathered.extend_from_slice(&some);
-            return self.next.is_empty();
+            return self.next.pop_front_if(|next| next.is_empty()).is_some();
         }
         let parts = Arc::clone(&self.body.0);
         match parts.get(self.part) {
             None => return false,
-            Some(Part::Plain(bytes)) => self.next = bytes.clone(),
+            Some(Part::Plain(bytes)) => self.next.push_back(bytes.clone()),
             Some(Part::Repeated(bytes, count)) => {
                 while self.at < *count {
                     if bytes.len() > room(gathered) {
@@ -267,7 +284,8 @@ impl Frames {
                 self.at += copied;
                 if let Some(index) = left.get(copied) {
                     let value = values.shared(*index as usize);
-                    if value.len() < OWN_FRAME_BYTES {
+                    let length: usize = value.iter().map(Bytes::len).sum();
+                    if length < OWN_FRAME_BYTES && length > self.frame_bytes - gathered.len() {
                         return false;
                     }
                     self.next = value;
@@ -288,9 +306,11 @@ impl Iterator for Frames {
     fn next(&mut self) -> Option<Bytes> {
         let mut gathered = Vec::new();
         loop {
-            if self.next.len() >= OWN_FRAME_BYTES {
+            if let Some(next) = self.next.front_mut()
+                && next.len() >= OWN_FRAME_BYTES
+            {
                 if gathered.is_empty() {
-                    let frame = self.next.split_to(self.next.len().min(self.frame_bytes));
+                    let frame = next.split_to(next.len().min(self.frame_bytes));
                     self.left -= frame.len();
                     return Some(frame);
                 }
@@ -315,19 +335,27 @@ mod tests {
 
     use super::*;
 
-    /// Values in pieces of their own number, each as long as it says.
-    fn values(pieces: &[Vec<usize>]) -> (Values, Vec<Vec<u8>>) {
+    /// Values in pieces of their own number, each as long as it says; the last of each goes on in the next
+    /// piece, or in the next two.
+    fn values(pieces: &[Vec<usize>], overhang: usize) -> (Values, Vec<Vec<u8>>) {
         let (mut laid, mut places, mut each) = (Vec::new(), Vec::new(), Vec::new());
-        for (piece, lengths) in (0..).zip(pieces) {
-            let mut bytes = Vec::new();
+        let mut bytes = Vec::new();
+        for lengths in pieces {
             for length in lengths {
-                places.push(Place::new(piece, bytes.len()).unwrap());
-                let value = vec![(each.len() % 251) as u8; *length];
+                places.push(Place::new(laid.len(), bytes.len()).unwrap());
+                let value: Vec<u8> = (0..*length).map(|at| (each.len() * 7 + at) as u8).collect();
                 bytes.extend_from_slice(&value);
                 each.push(value);
             }
-            laid.push(Bytes::from(bytes));
+            let last = lengths.last().copied().unwrap_or_default();
+            let rest = bytes.split_off(bytes.len() - overhang.min(last));
+            laid.push(Bytes::from(std::mem::replace(&mut bytes, rest)));
+            if overhang % 2 == 1 {
+                let rest = bytes.split_off(bytes.len() / 2);
+                laid.push(Bytes::from(std::mem::replace(&mut bytes, rest)));
+            }
         }
+        laid.push(Bytes::from(bytes));
         let places = Places::Listed(places);
         let values = Values {
             pieces: laid,
@@ -341,12 +369,13 @@ mod tests {
         #[test]
         fn frames_are_the_body_in_its_order(
             lengths in vec(vec(prop_oneof![0_usize..40, 60_000_usize..100_000], 0..5), 0..5),
+            overhang in prop_oneof![Just(0), 0_usize..40, 0_usize..100_000],
             head in 0_usize..100_000,
             repeated in 0_usize..3000,
             seed: u64,
             frame_bytes in 1_usize..300_000,
         ) {
-            let (values, each) = values(&lengths);
+            let (values, each) = values(&lengths, overhang);
             let mut order: Vec<u32> = (0..u32::try_from(each.len()).unwrap()).collect();
             order.sort_by_key(|index| u64::from(*index).wrapping_mul(seed | 1));
             let mut expected = vec![b'h'; head];

@@ -31,6 +31,7 @@ mod partition;
 mod payload;
 mod pieces;
 mod plan;
+mod pool;
 mod preflight;
 mod propose;
 mod replicas;

@@ -14,6 +14,7 @@ use super::order::Sorter;
 use super::partition::{Evaluator, Key};
 use super::pieces::Pieces;
 use super::plan::{Layout, Planned, Redaction};
+use super::pool::Pool;
 use super::value::{Value, convert};
 use crate::batch::{Block, EncodedBlock, Row};
 use crate::body::{Body, Part, Place, Places, Values};
@@ -45,6 +46,7 @@ pub struct NativeEncoder {
     text: Vec<u8>,
     /// The last value that was redacted.
     redacted: Vec<u8>,
+    pool: Pool,
 }
 
 /// A column that the digest covers.
@@ -66,7 +68,7 @@ struct OpenBlock {
 }
 
 /// The values of one column.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Column {
     /// Where the elements of each row's array end.
     ends: Pieces,
@@ -96,6 +98,15 @@ impl NativeEncoder {
             evaluator: Evaluator::new(),
             text,
             redacted: Vec::new(),
+            pool: Pool::default(),
+        }
+    }
+
+    /// Takes its buffers from there.
+    pub(super) fn with_buffers_of(self, pool: &Pool) -> Self {
+        Self {
+            pool: pool.clone(),
+            ..self
         }
     }
 
@@ -144,7 +155,7 @@ impl NativeEncoder {
             .layout
             .columns
             .iter()
-            .map(|_| Column::default())
+            .map(|_| Column::new(&self.pool))
             .collect();
         self.blocks.push(OpenBlock {
             key,
@@ -272,7 +283,13 @@ impl Encoder for NativeEncoder {
     }
 
     fn finish(self, sink_value: u64) -> Vec<EncodedBlock> {
-        let Self { layout, blocks, .. } = self;
+        let Self {
+            layout,
+            blocks,
+            pool,
+            ..
+        } = self;
+        pool.end_batch();
         blocks
             .into_iter()
             .map(|block| block.finish(&layout, sink_value))
@@ -329,6 +346,16 @@ fn plain(pieces: Pieces) -> impl Iterator<Item = Part> {
 }
 
 impl Column {
+    fn new(pool: &Pool) -> Self {
+        Self {
+            ends: Pieces::of(pool),
+            elements: 0,
+            nulls: Pieces::of(pool),
+            values: Pieces::of(pool),
+            places: Vec::new(),
+        }
+    }
+
     fn finish(self, of: &ColumnType, order: Option<&Arc<[u32]>>, parts: &mut Vec<Part>) {
         let Some(order) = order else {
             for pieces in [self.ends, self.nulls, self.values] {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::pool::Pool;
 use crate::body::{PIECE_BYTES_MAX, Place};
 
 /// Size of the first piece: a batch may have few rows and many partitions.
@@ -12,9 +13,18 @@ const FIRST_PIECE_BYTES: usize = 4 * 1024;
 pub(super) struct Pieces {
     full: Vec<Bytes>,
     open: Vec<u8>,
+    pool: Pool,
 }
 
 impl Pieces {
+    pub(super) fn of(pool: &Pool) -> Self {
+        Self {
+            full: Vec::new(),
+            open: Vec::new(),
+            pool: pool.clone(),
+        }
+    }
+
     pub(super) fn raw(&mut self, bytes: &[u8]) {
         self.make_room(bytes.len());
         self.open.extend_from_slice(bytes);
@@ -53,10 +63,17 @@ impl Pieces {
                 .reserve_exact(doubled.min(PIECE_BYTES_MAX) - self.open.len());
             return;
         }
-        let next = Vec::with_capacity(more.max(PIECE_BYTES_MAX));
+        let next = match more {
+            ..=PIECE_BYTES_MAX => self.pool.take(),
+            _ => Vec::with_capacity(more),
+        };
+        self.open_another(next);
+    }
+
+    fn open_another(&mut self, next: Vec<u8>) {
         let full = std::mem::replace(&mut self.open, next);
         if !full.is_empty() {
-            self.full.push(Bytes::from(full));
+            self.full.push(self.pool.lend(full));
         }
     }
 
@@ -80,8 +97,11 @@ impl Pieces {
         self.raw(&buffer[..length]);
     }
 
-    /// A length and so many bytes, in one piece; its place, unless it is too far away.
+    /// A length and so many bytes, in one piece if they fit into one; their place, unless it is too far away.
     pub(super) fn text(&mut self, bytes: &[u8]) -> Option<Place> {
+        if VARINT_BYTES + bytes.len() > PIECE_BYTES_MAX {
+            return self.long_text(bytes);
+        }
         self.make_room(VARINT_BYTES + bytes.len());
         let place = Place::new(self.full.len(), self.open.len());
         if bytes.len() < 0x80 {
@@ -95,10 +115,27 @@ impl Pieces {
         place
     }
 
-    pub(super) fn into_bytes(mut self) -> Vec<Bytes> {
-        if !self.open.is_empty() {
-            self.full.push(Bytes::from(self.open));
+    /// The same through as many pieces as it takes.
+    #[cold]
+    fn long_text(&mut self, mut bytes: &[u8]) -> Option<Place> {
+        let next = self.pool.take();
+        self.open_another(next);
+        let place = Place::new(self.full.len(), 0);
+        self.varint(bytes.len() as u64);
+        loop {
+            let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES_MAX - self.open.len()));
+            self.open.extend_from_slice(now);
+            if later.is_empty() {
+                return place;
+            }
+            bytes = later;
+            let next = self.pool.take();
+            self.open_another(next);
         }
+    }
+
+    pub(super) fn into_bytes(mut self) -> Vec<Bytes> {
+        self.open_another(Vec::new());
         self.full
     }
 }

@@ -7,6 +7,7 @@ use super::digest;
 use super::native::NativeEncoder;
 use super::order::Order;
 use super::partition::Rule;
+use super::pool::Pool;
 use super::report::SinkReport;
 use super::table::SinkColumn;
 use crate::redaction::Path;
@@ -68,6 +69,8 @@ pub(super) struct Details {
     /// The table's columns, all of them.
     pub(super) table: Vec<SinkColumn>,
     pub(super) report: SinkReport,
+    /// Where encoders take their buffers.
+    pub(super) pool: Pool,
 }
 
 /// The plan of one table. Cheap to clone.
@@ -146,6 +149,7 @@ impl Plan for ClickHousePlan {
 
     fn encoder(&self, only: Option<&str>, terms: Option<&Terms>) -> NativeEncoder {
         let encoder = NativeEncoder::new(Arc::clone(&self.0.layout), only);
+        let encoder = encoder.with_buffers_of(&self.0.pool);
         match terms {
             None => encoder,
             Some(terms) => encoder.proven_by(terms, self.gone(Some(terms))),

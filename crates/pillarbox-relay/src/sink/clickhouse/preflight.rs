@@ -13,6 +13,7 @@ use super::config::ClickHouseConfig;
 use super::mapping::Mapping;
 use super::partition::Rule;
 use super::plan::{ClickHousePlan, Details, Layout};
+use super::pool::Pool;
 use super::report::SinkReport;
 use super::table::{Server, SinkColumn, Table, ViewTarget};
 use super::verdict::{refuse, trouble};
@@ -105,6 +106,7 @@ pub(super) async fn plan(
             order,
         }),
         report,
+        pool: Pool::default(),
     })))
 }
 
