@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
+/// What ten million events take in both servers, with the WAL that PostgreSQL may keep.
+const SPACE_GIB: f64 = 22.0;
+
 /// The program under test, and how much is measured.
 #[derive(Debug)]
 pub(crate) struct Bench {
@@ -33,6 +36,7 @@ impl Bench {
             "{} is not built; run `make bench`",
             pillarbox.display()
         );
+        ensure_space(share)?;
         Ok(Self {
             full,
             share,
@@ -49,4 +53,19 @@ impl Bench {
     pub(crate) fn count(&self, whole: u64) -> u64 {
         ((whole as f64 * self.share) as u64).max(1)
     }
+}
+
+/// A full disk in the middle would cost the rest of the run.
+fn ensure_space(share: f64) -> Result<()> {
+    let place = std::env::temp_dir();
+    let space = rustix::fs::statvfs(&place)
+        .with_context(|| format!("asking for the free space of {}", place.display()))?;
+    let free = (space.f_bavail as f64) * (space.f_frsize as f64) / f64::from(1 << 30);
+    let needed = SPACE_GIB * share;
+    ensure!(
+        free >= needed,
+        "{} has {free:.0} GiB free, the servers of the benchmark need {needed:.0}; make room, or set TMPDIR",
+        place.display()
+    );
+    Ok(())
 }

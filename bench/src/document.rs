@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 
+use crate::history::{self, History, Run};
 use crate::machine::Machine;
 use crate::plot::Plot;
 use crate::report::{Report, Series, figure};
@@ -35,21 +36,28 @@ const FURTHER: [(&str, &str); 5] = [
 ];
 
 /// The document with new tables.
-pub(crate) fn update(document: &str, report: &Report, plots: &[Plot]) -> Result<String> {
+pub(crate) fn update(
+    document: &str,
+    report: &Report,
+    runs: &History,
+    plots: &[Plot],
+) -> Result<String> {
     let marks = || format!("docs/BENCHMARKS.md has not both marks {BEGIN} and {END}");
     let (before, rest) = document.split_once(BEGIN).with_context(marks)?;
     let (_, after) = rest.split_once(END).with_context(marks)?;
-    let tables = tables(report, plots);
+    let tables = tables(report, runs, plots);
     Ok(format!("{before}{BEGIN}\n{tables}\n{END}{after}"))
 }
 
-fn tables(report: &Report, plots: &[Plot]) -> String {
+fn tables(report: &Report, runs: &History, plots: &[Plot]) -> String {
     let mut sections = vec![machine(&report.machine)];
     if !report.failures.is_empty() {
         let failed = "**This run failed:** `failures` in latest.json says why.";
         sections.push(failed.to_owned());
     }
     sections.push(targets(report));
+    sections.push("### The last runs".to_owned());
+    sections.push(last(runs.shown()));
     for (part, heading) in PARTS {
         let series: Vec<&Series> = report.series.iter().filter(|s| s.part == part).collect();
         if series.is_empty() {
@@ -80,11 +88,11 @@ fn machine(of: &Machine) -> String {
         false => String::new(),
     };
     format!(
-        "{}, commit {}, by `make {}`: {} × {}, {} GiB, Linux {}, load {} before the run; PostgreSQL {} with {}; \
+        "{}, commit {}, by `{}`: {} × {}, {} GiB, Linux {}, load {} before the run; PostgreSQL {} with {}; \
          ClickHouse {}.{shortened}",
         of.date,
         of.commit,
-        if of.is_full { "bench-full" } else { "bench" },
+        history::command(of.is_full),
         of.cores,
         of.cpu,
         of.memory_gib,
@@ -107,6 +115,35 @@ fn targets(report: &Report) -> String {
         ]
     });
     table(&["target", "value", "asked", ""], rows)
+}
+
+/// The targets of several runs, side by side.
+fn last(runs: &[Run]) -> String {
+    let newest = runs.last().map_or(&[][..], |run| &run.targets);
+    let rows = newest.iter().map(|target| {
+        let cell = |run: &Run| match run.verdict(&target.name) {
+            None => String::new(),
+            Some(verdict) if verdict.is_met => figure(verdict.value),
+            Some(verdict) => format!("**{}**", figure(verdict.value)),
+        };
+        let mut row = vec![format!("`{}`", target.name), target.target()];
+        row.extend(runs.iter().map(cell));
+        row
+    });
+    let machine = runs.iter().map(|run| match run.failures.is_empty() {
+        true => "proves something".to_owned(),
+        false => "**proves nothing**".to_owned(),
+    });
+    let machine = ["the run", ""]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(machine);
+    let rows = rows.chain([machine.collect()]);
+    let named = |run: &Run| format!("{}, {}, `{}`", run.date, run.commit, run.command());
+    let mut head = vec!["target".to_owned(), "asked".to_owned()];
+    head.extend(runs.iter().map(named));
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    table(&head, rows)
 }
 
 /// Contenders side by side: rate with spread, how ours compares, CPU and memory.
@@ -186,10 +223,33 @@ mod tests {
         report
     }
 
+    /// A run that met its target, and one on a busy machine that did not.
+    fn runs() -> History {
+        let mut runs = History::default();
+        let mut run = report();
+        runs.add(&run);
+        run.add("drain", "small/client", "events/s", 600_000.0);
+        run.targets = judge(&run);
+        run.fail("busy".to_owned());
+        runs.add(&run);
+        runs
+    }
+
+    #[test]
+    fn runs_stand_side_by_side() {
+        let text = tables(&report(), &runs(), &[]);
+        for line in [
+            "| `drain_small_vs_client` | >=2.00 | 2.00 | **1.61** |",
+            "| the run |  | proves something | **proves nothing** |",
+        ] {
+            assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+    }
+
     #[test]
     fn tables_stand_between_the_marks_and_nothing_else_changes() -> Result<()> {
         let document = format!("# Title\n\n{BEGIN}\nold\n{END}\n\n## After\n");
-        let text = update(&document, &report(), &[])?;
+        let text = update(&document, &report(), &runs(), &[])?;
         assert!(
             text.starts_with("# Title\n\n<!-- bench:begin -->\n"),
             "{text}"
@@ -199,13 +259,13 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("old"));
-        assert_eq!(update(&text, &report(), &[])?, text);
+        assert_eq!(update(&text, &report(), &runs(), &[])?, text);
         Ok(())
     }
 
     #[test]
     fn a_drain_is_shown_beside_the_references() {
-        let text = tables(&report(), &[]);
+        let text = tables(&report(), &runs(), &[]);
         for line in [
             "| `drain_small_vs_client` | 2.00 | >=2.00 | ok |",
             "| pillarbox | 810,000 | 800,000 – 820,000 | 1.00 | 0.440 |  |  |  |  |",
@@ -217,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_document_without_marks_is_refused() {
-        let error = update("# Title\n", &report(), &[]).map_err(|error| error.to_string());
+        let error = update("# Title\n", &report(), &runs(), &[]).map_err(|error| error.to_string());
         assert!(error.is_err_and(|text| text.contains("has not both marks")));
     }
 }

@@ -9,6 +9,7 @@ mod document;
 mod drain;
 mod growth;
 mod held;
+mod history;
 mod latency;
 mod line;
 mod machine;
@@ -25,14 +26,19 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 
 use bench::Bench;
+use history::History;
 use machine::Machine;
 use report::Report;
 
 /// 128 + SIGINT, as a shell reports it.
 const INTERRUPTED: u8 = 130;
+const LATEST: &str = "bench/results/latest.json";
+const RUNS: &str = "bench/results/runs.json";
+const DOCUMENT: &str = "docs/BENCHMARKS.md";
 const PARTS: [&str; 5] = ["drain", "growth", "publish", "latency", "held"];
 
 /// Benchmarks of Pillarbox beside what people do today
@@ -89,8 +95,7 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
         );
     }
     if arguments.render {
-        let text = fs::read_to_string(root().join("bench/results/latest.json"))?;
-        write(&serde_json::from_str(&text)?)?;
+        render(&read(LATEST)?, &read(RUNS)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let bench = Bench::new(arguments.full)?;
@@ -116,7 +121,11 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     report.targets = targets::judge(&report);
     if arguments.write || (arguments.only.is_empty() && !bench.is_shortened()) {
-        write(&report)?;
+        let mut runs: History = read(RUNS)?;
+        runs.add(&report);
+        write(LATEST, serde_json::to_string_pretty(&report)? + "\n")?;
+        write(RUNS, serde_json::to_string_pretty(&runs)? + "\n")?;
+        render(&report, &runs)?;
     }
     for verdict in &report.targets {
         println!("{}", verdict.line());
@@ -142,25 +151,26 @@ async fn run_part(part: &str, bench: &Bench, report: &mut Report) -> Result<()> 
     }
 }
 
-/// Writes results, plots and the tables of the document into the repository.
-fn write(report: &Report) -> Result<()> {
-    let root = root();
-    let write = |path: &str, text: String| {
-        let path = root.join(path);
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
-    };
-    fs::create_dir_all(root.join("bench/results"))?;
-    fs::create_dir_all(root.join("docs/benchmarks"))?;
-    write(
-        "bench/results/latest.json",
-        serde_json::to_string_pretty(report)? + "\n",
-    )?;
-    let plots = plot::draw(report, &root.join("docs/benchmarks"))?;
-    let document = fs::read_to_string(root.join("docs/BENCHMARKS.md"))?;
-    write(
-        "docs/BENCHMARKS.md",
-        document::update(&document, report, &plots)?,
-    )
+/// Draws the plots and puts the tables into the document.
+fn render(report: &Report, runs: &History) -> Result<()> {
+    let plots = root().join("docs/benchmarks");
+    fs::create_dir_all(&plots)?;
+    let plots = plot::draw(report, &plots)?;
+    let document = fs::read_to_string(root().join(DOCUMENT))?;
+    write(DOCUMENT, document::update(&document, report, runs, &plots)?)
+}
+
+/// Reads a JSON file of the repository.
+fn read<T: DeserializeOwned>(path: &str) -> Result<T> {
+    let file = root().join(path);
+    let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))
+}
+
+/// Writes a file of the repository.
+fn write(path: &str, text: String) -> Result<()> {
+    let file = root().join(path);
+    fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
 }
 
 fn root() -> PathBuf {

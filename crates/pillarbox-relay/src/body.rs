@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// A value from this size on leaves as a frame of its own, without a copy.
+/// A stretch of a value from this size on leaves as a frame of its own, without a copy.
 const OWN_FRAME_BYTES: usize = 64 * 1024;
 
 /// The bytes of one insert. Cheap to clone.
@@ -51,7 +51,7 @@ pub enum Places {
     Listed(Vec<Place>),
 }
 
-/// No value begins behind so many bytes of a piece.
+/// Size of a piece: no value begins behind so many bytes of one.
 pub const PIECE_BYTES_MAX: usize = 1 << OFFSET_BITS;
 const OFFSET_BITS: u32 = 19;
 
@@ -97,27 +97,29 @@ impl Values {
         };
         let pieces = self.pieces.iter().enumerate().skip(first);
         let stretches = pieces.take_while(|(piece, _)| *piece <= last);
-        let stretches = stretches.map(|(piece, bytes)| {
+        let stretches = stretches.filter_map(|(piece, bytes)| {
             let from = if piece == first { start } else { 0 };
             let to = if piece == last { end } else { bytes.len() };
-            let to = to.min(bytes.len());
-            bytes.slice(from.min(to)..to)
+            (from < to && to <= bytes.len()).then(|| bytes.slice(from..to))
         });
-        stretches.filter(|bytes| !bytes.is_empty()).collect()
+        stretches.collect()
     }
 
     /// Copies values of one width; of the usual ones as numbers, which takes no call for each.
     fn copy_even(&self, order: &[u32], width: usize, to: &mut Vec<u8>) {
         match width {
             1 => self.copy_numbers::<1>(order, to),
+            2 => self.copy_numbers::<2>(order, to),
             4 => self.copy_numbers::<4>(order, to),
             8 => self.copy_numbers::<8>(order, to),
             16 => self.copy_numbers::<16>(order, to),
             _ => {
                 for index in order {
-                    for bytes in self.shared(*index as usize) {
-                        to.extend_from_slice(&bytes);
-                    }
+                    let index = *index as usize;
+                    let start = index % per_piece(width) * width;
+                    let piece = self.pieces.get(index / per_piece(width));
+                    let value = piece.and_then(|piece| piece.get(start..start + width));
+                    to.extend_from_slice(value.unwrap_or_default());
                 }
             }
         }
@@ -251,9 +253,10 @@ impl Frames {
 
     /// Copies what comes next behind `gathered`, as far as there is room; whether there was.
     fn gather(&mut self, gathered: &mut Vec<u8>) -> bool {
-        let room = |gathered: &Vec<u8>| self.frame_bytes - gathered.len();
+        let frame_bytes = self.frame_bytes;
+        let room = |gathered: &Vec<u8>| frame_bytes - gathered.len();
         if let Some(next) = self.next.front_mut() {
-            let some = next.split_to(next.len().min(self.frame_bytes - gathered.len()));
+            let some = next.split_to(next.len().min(room(gathered)));
             gathered.extend_from_slice(&some);
             return self.next.pop_front_if(|next| next.is_empty()).is_some();
         }
@@ -272,20 +275,20 @@ impl Frames {
             }
             Some(Part::Ordered(values, order)) => {
                 let left = order.get(self.at..).unwrap_or(&[]);
-                let room = room(gathered);
+                let free = room(gathered);
                 let copied = match &values.places {
                     Places::Even(width) => {
-                        let count = left.len().min(room / (*width).max(1));
+                        let count = left.len().min(free / (*width).max(1));
                         values.copy_even(&left[..count], *width, gathered);
                         count
                     }
-                    Places::Listed(places) => values.copy_listed(left, places, room, gathered),
+                    Places::Listed(places) => values.copy_listed(left, places, free, gathered),
                 };
                 self.at += copied;
                 if let Some(index) = left.get(copied) {
                     let value = values.shared(*index as usize);
                     let length: usize = value.iter().map(Bytes::len).sum();
-                    if length < OWN_FRAME_BYTES && length > self.frame_bytes - gathered.len() {
+                    if length < OWN_FRAME_BYTES && length > room(gathered) {
                         return false;
                     }
                     self.next = value;

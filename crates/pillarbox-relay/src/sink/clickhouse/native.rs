@@ -1,4 +1,5 @@
-//! ClickHouse's Native format, straight from PostgreSQL's binary fields. Pure.
+//! ClickHouse's Native format, straight from PostgreSQL's binary fields. Pure, but for the buffers that
+//! batches share.
 //!
 //! A block is the number of columns, the number of rows, and each column as name, type and values
 //! (clickhouse.com/docs/interfaces/specs/NativeFormat, without the block info that only clients with
@@ -102,7 +103,7 @@ impl NativeEncoder {
         }
     }
 
-    /// Takes its buffers from there.
+    /// Takes its buffers from there; afterwards no more are kept free than it had.
     pub(super) fn with_buffers_of(self, pool: &Pool) -> Self {
         Self {
             pool: pool.clone(),
@@ -289,7 +290,8 @@ impl Encoder for NativeEncoder {
             pool,
             ..
         } = self;
-        pool.end_batch();
+        let columns = blocks.iter().flat_map(|block| &block.columns);
+        pool.keep(columns.map(Column::pooled).sum());
         blocks
             .into_iter()
             .map(|block| block.finish(&layout, sink_value))
@@ -354,6 +356,10 @@ impl Column {
             values: Pieces::of(pool),
             places: Vec::new(),
         }
+    }
+
+    fn pooled(&self) -> usize {
+        self.ends.pooled() + self.nulls.pooled() + self.values.pooled()
     }
 
     fn finish(self, of: &ColumnType, order: Option<&Arc<[u32]>>, parts: &mut Vec<Part>) {

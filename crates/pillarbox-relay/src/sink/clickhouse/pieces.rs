@@ -1,4 +1,4 @@
-//! Bytes that are appended to and then given away without a copy. Pure.
+//! Bytes that are appended to and then given away without a copy.
 
 use bytes::Bytes;
 
@@ -7,6 +7,8 @@ use crate::body::{PIECE_BYTES_MAX, Place};
 
 /// Size of the first piece: a batch may have few rows and many partitions.
 const FIRST_PIECE_BYTES: usize = 4 * 1024;
+/// A text from this size on may lie in several pieces: more room than this is never left at the end of one.
+pub(super) const LONG_TEXT_BYTES: usize = 64 * 1024;
 
 /// Pieces of one column, or of the head of a block.
 #[derive(Debug, Default)]
@@ -57,24 +59,32 @@ impl Pieces {
     #[cold]
     fn grow(&mut self, more: usize) {
         let wanted = self.open.len() + more;
-        if wanted <= PIECE_BYTES_MAX {
-            let doubled = wanted.max(self.open.capacity() * 2).max(FIRST_PIECE_BYTES);
-            self.open
-                .reserve_exact(doubled.min(PIECE_BYTES_MAX) - self.open.len());
+        let doubled = wanted.max(self.open.capacity() * 2).max(FIRST_PIECE_BYTES);
+        if doubled < PIECE_BYTES_MAX {
+            self.open.reserve_exact(doubled - self.open.len());
             return;
         }
         let next = match more {
             ..=PIECE_BYTES_MAX => self.pool.take(),
             _ => Vec::with_capacity(more),
         };
-        self.open_another(next);
+        let last = std::mem::replace(&mut self.open, next);
+        if wanted <= PIECE_BYTES_MAX {
+            self.open.extend_from_slice(&last);
+        } else {
+            self.close(last);
+        }
     }
 
-    fn open_another(&mut self, next: Vec<u8>) {
-        let full = std::mem::replace(&mut self.open, next);
-        if !full.is_empty() {
-            self.full.push(self.pool.lend(full));
+    fn close(&mut self, piece: Vec<u8>) {
+        if !piece.is_empty() {
+            self.full.push(self.pool.lend(piece));
         }
+    }
+
+    /// Buffers of the pool in it, at most.
+    pub(super) fn pooled(&self) -> usize {
+        self.full.len() + usize::from(self.open.capacity() == PIECE_BYTES_MAX)
     }
 
     pub(super) fn zeros(&mut self, count: usize) {
@@ -97,9 +107,9 @@ impl Pieces {
         self.raw(&buffer[..length]);
     }
 
-    /// A length and so many bytes, in one piece if they fit into one; their place, unless it is too far away.
+    /// A length and so many bytes; their place, unless it is too far away.
     pub(super) fn text(&mut self, bytes: &[u8]) -> Option<Place> {
-        if VARINT_BYTES + bytes.len() > PIECE_BYTES_MAX {
+        if bytes.len() >= LONG_TEXT_BYTES {
             return self.long_text(bytes);
         }
         self.make_room(VARINT_BYTES + bytes.len());
@@ -115,27 +125,24 @@ impl Pieces {
         place
     }
 
-    /// The same through as many pieces as it takes.
     #[cold]
     fn long_text(&mut self, mut bytes: &[u8]) -> Option<Place> {
-        let next = self.pool.take();
-        self.open_another(next);
-        let place = Place::new(self.full.len(), 0);
+        self.make_room(VARINT_BYTES);
+        let place = Place::new(self.full.len(), self.open.len());
         self.varint(bytes.len() as u64);
-        loop {
-            let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES_MAX - self.open.len()));
-            self.open.extend_from_slice(now);
-            if later.is_empty() {
-                return place;
-            }
+        while !bytes.is_empty() {
+            self.make_room(1);
+            let room = PIECE_BYTES_MAX - self.open.len();
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.raw(now);
             bytes = later;
-            let next = self.pool.take();
-            self.open_another(next);
         }
+        place
     }
 
     pub(super) fn into_bytes(mut self) -> Vec<Bytes> {
-        self.open_another(Vec::new());
+        let last = std::mem::take(&mut self.open);
+        self.close(last);
         self.full
     }
 }

@@ -1,5 +1,5 @@
-//! Buffers that go from one batch to the next: what a process gives back and takes again is not filled
-//! with zeros by the kernel each time, and buffers of one size leave no gaps between them.
+//! The buffers of columns, which go from one batch to the next: the kernel need not fill new ones with
+//! zeros for each batch, and buffers of one size leave no gaps between them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,13 +14,11 @@ pub(super) struct Pool(Arc<Mutex<Shelf>>);
 #[derive(Debug, Default)]
 struct Shelf {
     free: Vec<Vec<u8>>,
-    /// Buffers that were taken for the batch that is being encoded.
-    taken: usize,
-    /// Buffers to keep free at most: as many as the last batch took.
+    /// Buffers to keep free at most.
     kept: usize,
 }
 
-/// Bytes whose buffer comes back when nobody needs them any more.
+/// Bytes whose buffer comes back when nobody holds them any more.
 struct Lent {
     bytes: Vec<u8>,
     pool: Pool,
@@ -29,28 +27,24 @@ struct Lent {
 impl Pool {
     /// An empty buffer.
     pub(super) fn take(&self) -> Vec<u8> {
-        let mut shelf = self.shelf();
-        shelf.taken += 1;
-        let free = shelf.free.pop();
+        let free = self.shelf().free.pop();
         free.unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES_MAX))
     }
 
-    /// The bytes, whoever needs them, until the last one does.
+    /// The bytes; their buffer comes back when nobody holds them any more.
     pub(super) fn lend(&self, bytes: Vec<u8>) -> Bytes {
-        let pool = self.clone();
-        match bytes.capacity() {
-            PIECE_BYTES_MAX => Bytes::from_owner(Lent { bytes, pool }),
-            _ => Bytes::from(bytes),
+        if bytes.capacity() != PIECE_BYTES_MAX {
+            return Bytes::from(bytes);
         }
+        let pool = self.clone();
+        Bytes::from_owner(Lent { bytes, pool })
     }
 
-    /// Keeps free, from now on, no more than the batch took that ends here: after a backlog, memory
-    /// goes back.
-    pub(super) fn end_batch(&self) {
+    /// Keeps free, from now on, no more than so many.
+    pub(super) fn keep(&self, buffers: usize) {
         let mut shelf = self.shelf();
-        shelf.kept = std::mem::take(&mut shelf.taken);
-        let kept = shelf.kept;
-        shelf.free.truncate(kept);
+        shelf.kept = buffers;
+        shelf.free.truncate(buffers);
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
@@ -84,13 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn buffers_come_back_as_many_as_the_last_batch_took() {
+    fn buffers_come_back_and_no_more_are_kept_than_asked_for() {
         let pool = Pool::default();
-        let lent: Vec<Bytes> = (0..3).map(|_| pool.lend(pool.take())).collect();
-        pool.end_batch();
+        pool.keep(3);
+        let lent: Vec<Bytes> = (0..4).map(|_| pool.lend(pool.take())).collect();
         let clone = lent[0].clone();
         drop(lent);
-        assert_eq!(free(&pool), 2, "one is needed still");
+        assert_eq!(free(&pool), 3, "of four, one is held still");
         drop(clone);
         assert_eq!(free(&pool), 3);
 
@@ -99,19 +93,18 @@ mod tests {
         next.push(7);
         let next = pool.lend(next);
         assert_eq!(next, [7].as_slice());
-        pool.end_batch();
-        assert_eq!(free(&pool), 1, "a smaller batch keeps fewer");
+        pool.keep(1);
+        assert_eq!(free(&pool), 1);
         drop(next);
         assert_eq!(free(&pool), 1);
-        pool.end_batch();
+        pool.keep(0);
         assert_eq!(free(&pool), 0);
     }
 
     #[test]
     fn a_buffer_of_another_size_does_not_come_back() {
         let pool = Pool::default();
-        drop(pool.take());
-        pool.end_batch();
+        pool.keep(1);
         drop(pool.lend(vec![1, 2, 3]));
         assert_eq!(free(&pool), 0);
     }

@@ -10,9 +10,11 @@ use super::digest;
 use super::native::{BLOCKS_MAX, NativeEncoder};
 use super::order::Order;
 use super::partition::Rule;
+use super::pieces::LONG_TEXT_BYTES;
 use super::plan::{Layout, Planned};
 use super::pool::Pool;
 use crate::batch::{EncodedBlock, Row};
+use crate::body::PIECE_BYTES_MAX;
 use crate::sink::{Encoder, Pushed, RowError};
 use crate::snapshot::Cut;
 
@@ -188,16 +190,19 @@ proptest! {
     /// No batch overwrites the bytes of one before it that somebody still holds.
     #[test]
     fn batches_that_share_buffers_are_those_that_do_not(
-        batches in proptest::collection::vec((0_usize..6, 1_usize..900_000, any::<bool>()), 1..6),
+        batches in proptest::collection::vec(
+            (0_i32..6, 1_usize..900_000, any::<bool>(), any::<bool>()), 1..6,
+        ),
     ) {
-        let layout = layout_sorted(&[("text", Given::Text, "String")], "", "text");
         let pool = Pool::default();
         let mut held = Vec::new();
-        for (rows, length, is_held) in batches {
-            let encode = |encoder: NativeEncoder| {
-                let mut encoder = encoder;
-                for row in 0..rows {
-                    push(&mut encoder, &[Some(&patterned(length - length * row / 7))]).unwrap();
+        for (rows, length, is_sorted, is_held) in batches {
+            let columns = [("n", Given::Int4, "Int32"), ("text", Given::Text, "String")];
+            let layout = layout_sorted(&columns, "", if is_sorted { "n" } else { "" });
+            let encode = |mut encoder: NativeEncoder| {
+                for n in (0..rows).rev() {
+                    let text = patterned(length / (n as usize + 1));
+                    push(&mut encoder, &[Some(&n.to_be_bytes()), Some(&text)]).unwrap();
                 }
                 encoder.finish(7)
             };
@@ -335,6 +340,38 @@ fn precision_is_cut_towards_the_past() {
         push(&mut encoder, &[Some(&timestamp(us))]).unwrap();
         let decoded = decode(&encoder.finish(1)[0]);
         assert_eq!(decoded[0].2[0], i64::to_le_bytes(ticks), "{of} {us}");
+    }
+}
+
+#[test]
+fn texts_around_the_size_of_a_piece_are_whole() {
+    let columns = [("n", Given::Int4, "Int32"), ("text", Given::Text, "String")];
+    for length in (LONG_TEXT_BYTES - 2..LONG_TEXT_BYTES + 2)
+        .chain(PIECE_BYTES_MAX - 12..PIECE_BYTES_MAX + 4)
+        .chain([2 * PIECE_BYTES_MAX - 3, 2 * PIECE_BYTES_MAX])
+    {
+        for key in ["", "n"] {
+            let mut encoder = NativeEncoder::new(layout_sorted(&columns, "", key), None);
+            let mut expected = Vec::new();
+            for (n, length) in [length, 1, 0, length, length + 1, 40_000, length]
+                .iter()
+                .enumerate()
+            {
+                // Backwards, so that a sorted block has to put them in order.
+                let n = 9 - n as i32;
+                let text = patterned(*length);
+                push(&mut encoder, &[Some(&n.to_be_bytes()), Some(&text)]).unwrap();
+                expected.push(text);
+            }
+            if key == "n" {
+                expected.reverse();
+            }
+            let decoded = decode(&encoder.finish(7)[0]);
+            assert!(
+                decoded[1].2 == expected,
+                "{length} bytes, sorted by {key:?}"
+            );
+        }
     }
 }
 
