@@ -4,7 +4,7 @@ mod doubt;
 mod keeper;
 mod replicas;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use pillarbox_relay::sink::clickhouse::{ClickHouse as Sink, ClickHouseConfig, CreateOptions};
 use pillarbox_testkit::oracle::{Oracle, read_clickhouse};
 use pillarbox_testkit::servers::{ClickHouse, Keeper, PgVersion, Postgres, Replicas, eventually};
@@ -92,14 +92,36 @@ impl Pair {
                 let count: u64 = count.trim().parse().unwrap_or(0);
                 Ok((count >= published).then_some(()))
             });
-            arrived
-                .await
-                .map_err(|error| error.context(relay.log_tail()))?;
+            if let Err(error) = arrived.await {
+                let held = self.held().await;
+                bail!("{error:#}: {held} of {published}; {}", relay.log_tail());
+            }
         }
         relay.stop().await?;
         let urls = self.urls()?;
         self.scene.drain_with(&[("CLICKHOUSE_URL", &urls)]).await?;
         self.hold_both(oracle).await
+    }
+
+    /// What each of them has, with the parts that the keeper knows of it, and what its queue waits for.
+    async fn held(&self) -> String {
+        let mut held = String::new();
+        for server in [self.one(), &self.two] {
+            let ask = async |sql: &str| match server.query(sql).await {
+                Ok(text) => text.trim().replace('\n', " "),
+                Err(error) => format!("{error:#}"),
+            };
+            let rows = ask(&format!("select count() from {TABLE}")).await;
+            let parts = ask("select name, rows from system.parts where active format TSV").await;
+            let path = ask("select replica_path from system.replicas").await;
+            let known = format!("select name from system.zookeeper where path = '{path}/parts'");
+            let known = ask(&known).await;
+            let queue = ask("select type, new_part_name from system.replication_queue").await;
+            held += &format!(
+                "{rows} rows in the parts [{parts}], the keeper knows [{known}], the queue has [{queue}]; "
+            );
+        }
+        held
     }
 
     /// Both hold each event once.
