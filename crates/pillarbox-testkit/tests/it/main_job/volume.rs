@@ -219,7 +219,7 @@ async fn inv_7_a_backlog_of_small_events_into_clickhouse_18() -> Result<()> {
     backlog.is_delivered(Flavour::V18).await
 }
 
-/// A backlog of hours, seventeen times as long as the one above, with batches of the default size.
+/// A backlog of hours, seventeen times as long as the one above, with batches of 32 MiB.
 /// Run it with `cargo nextest run --all-features --run-ignored only five_million`.
 #[tokio::test]
 #[ignore = "a measurement of many minutes and 10 GB of disk"]
