@@ -116,6 +116,8 @@ struct State {
     /// For connections to come.
     faults: Faults,
     armed: Vec<Armed>,
+    /// A connection is cut in the place of forwarding this to the server.
+    forbidden: Option<Vec<u8>>,
     open: BTreeMap<u64, Arc<Connection>>,
 }
 
@@ -147,6 +149,14 @@ impl Shared {
         if let Some(position) = state.armed.iter().position(has) {
             connection.set(state.armed.remove(position).faults);
         }
+    }
+
+    /// Whether these bytes hold what the server is not to receive; the next ones may.
+    fn is_forbidden(&self, bytes: &[u8]) -> bool {
+        let forbidden = &mut self.state().forbidden;
+        forbidden
+            .take_if(|forbidden| contains(bytes, forbidden))
+            .is_some()
     }
 }
 
@@ -244,6 +254,12 @@ impl Proxy {
     /// Faults that were armed and have not met their connection.
     pub fn armed(&self) -> usize {
         self.shared.state().armed.len()
+    }
+
+    /// Cuts the next connection that would forward `bytes` to the server, which receives nothing of the
+    /// request that holds them: clients send that at once.
+    pub fn cut_before(&self, bytes: &[u8]) {
+        self.shared.state().forbidden = Some(bytes.to_vec());
     }
 
     /// Cuts every open connection now.

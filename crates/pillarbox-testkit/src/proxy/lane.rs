@@ -198,6 +198,9 @@ impl<'a> Lane<'a> {
         fault: Fault,
         to: &mut WriteHalf<'_>,
     ) -> Result<(), Ended> {
+        if self.direction == Direction::ToServer && self.shared.is_forbidden(&bytes) {
+            return Err(Ended::Cut);
+        }
         let forwarded = self.connection.forwarded(self.direction);
         let left = fault.cut_at.map(|at| at.saturating_sub(forwarded));
         let left = left.filter(|left| *left < bytes.len() as u64);

@@ -169,6 +169,21 @@ async fn an_answer_is_cut_at_each_byte_after_the_server_had_the_request() -> Res
 }
 
 #[tokio::test]
+async fn a_connection_is_cut_before_one_request() -> Result<()> {
+    let (upstream, proxy) = pair().await?;
+    let mut client = connect(&proxy).await?;
+    assert_eq!(ask(&mut client, "before\n").await?, "BEFORE\n");
+    proxy.cut_before(b"commit");
+    assert_eq!(ask(&mut client, "another\n").await?, "ANOTHER\n");
+    assert!(ask(&mut client, "the commit\n").await.is_err());
+    assert_eq!(upstream.received(0), b"before\nanother\n");
+    let mut client = connect(&proxy).await?;
+    assert_eq!(ask(&mut client, "commit\n").await?, "COMMIT\n", "once");
+    assert_eq!(proxy.counts().cut, 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_reset_is_seen_as_one() -> Result<()> {
     let (_upstream, proxy) = pair().await?;
     proxy.arm(b"", Faults::cut_at(Direction::ToClient, 0, Close::Reset));

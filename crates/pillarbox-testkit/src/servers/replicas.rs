@@ -1,5 +1,6 @@
 //! Two servers of ClickHouse 18.16 that hold the replicas of one table, and the keeper between them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,6 +9,7 @@ use super::clickhouse::ClickHouse;
 use super::eventually;
 use super::keeper::Keeper;
 use super::place::Port;
+use crate::proxy::Proxy;
 
 /// Whether the first server's thread for `ON CLUSTER` has begun: it makes its queue.
 const QUEUE: &str =
@@ -33,7 +35,9 @@ pub(super) struct Member {
 #[derive(Debug)]
 pub struct Replicas {
     // Declared in the order of their end.
-    servers: [ClickHouse; 2],
+    pub servers: [ClickHouse; 2],
+    /// Between the first server and the keeper.
+    pub line: Proxy,
     /// ZooKeeper.
     pub keeper: Keeper,
 }
@@ -45,27 +49,29 @@ impl Replicas {
     /// Starts the keeper and both servers. Dropping the future ends them.
     pub async fn start() -> Result<Self> {
         let keeper = Keeper::start().await?;
+        let line = Proxy::start(SocketAddr::from(([127, 0, 0, 1], keeper.port())))?;
         let (first, second) = (Port::lease()?, Port::lease()?);
         let cluster = vec![first.number, second.number];
-        let member = |name: &str, native| -> Result<Member> {
+        let member = |name: &str, keeper, native| -> Result<Member> {
             Ok(Member {
                 name: name.to_owned(),
-                keeper: keeper.port(),
+                keeper,
                 interserver: Port::lease()?,
                 native,
                 cluster: cluster.clone(),
             })
         };
-        let one = ClickHouse::start_replica(member("one", first)?).await?;
+        let one = ClickHouse::start_replica(member("one", line.port(), first)?).await?;
         // 18.16 crashes when it is asked for `ON CLUSTER` before the thread for that has its session.
         eventually("the queue of ON CLUSTER", QUEUE_WITHIN, || async {
             let found = one.query(QUEUE).await.unwrap_or_default();
             Ok((found.trim() == "1").then_some(()))
         })
         .await?;
-        let two = ClickHouse::start_replica(member("two", second)?).await?;
+        let two = ClickHouse::start_replica(member("two", keeper.port(), second)?).await?;
         Ok(Self {
             servers: [one, two],
+            line,
             keeper,
         })
     }
@@ -78,11 +84,6 @@ impl Replicas {
     /// The replica `two`.
     pub fn two(&self) -> &ClickHouse {
         &self.servers[1]
-    }
-
-    /// The servers and their keeper, apart.
-    pub fn into_parts(self) -> ([ClickHouse; 2], Keeper) {
-        (self.servers, self.keeper)
     }
 }
 

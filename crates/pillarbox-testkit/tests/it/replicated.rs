@@ -4,9 +4,12 @@ mod doubt;
 mod keeper;
 mod replicas;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use pillarbox_relay::sink::clickhouse::{ClickHouse as Sink, ClickHouseConfig, CreateOptions};
 use pillarbox_testkit::oracle::{Oracle, read_clickhouse};
+use pillarbox_testkit::proxy::Proxy;
 use pillarbox_testkit::servers::{ClickHouse, Keeper, PgVersion, Postgres, Replicas, eventually};
 
 use crate::scene::{PATIENCE, Running, SINK, Scene, TABLE};
@@ -16,6 +19,8 @@ struct Pair {
     scene: Scene,
     /// The second replica; the first one is the scene's server.
     two: ClickHouse,
+    /// Between the first replica and the keeper.
+    line: Proxy,
     keeper: Keeper,
 }
 
@@ -37,9 +42,18 @@ impl Pair {
     async fn without_table() -> Result<Self> {
         let (replicas, postgres) =
             tokio::try_join!(Replicas::start(), Postgres::start(PgVersion::V15))?;
-        let ([one, two], keeper) = replicas.into_parts();
+        let Replicas {
+            servers: [one, two],
+            line,
+            keeper,
+        } = replicas;
         let scene = Scene::beside(postgres, one).await?;
-        Ok(Self { scene, two, keeper })
+        Ok(Self {
+            scene,
+            two,
+            line,
+            keeper,
+        })
     }
 
     fn one(&self) -> &ClickHouse {
@@ -57,8 +71,13 @@ impl Pair {
 
     /// A sink that knows both.
     fn sink(&self) -> Result<Sink> {
+        self.sink_at(&self.urls()?)
+    }
+
+    fn sink_at(&self, urls: &str) -> Result<Sink> {
         let mut config = ClickHouseConfig::new(String::new(), self.one().database(), TABLE);
-        config.urls = self.urls()?.split(',').map(str::to_owned).collect();
+        config.urls = urls.split(',').map(str::to_owned).collect();
+        config.query_timeout = Duration::from_secs(5);
         Ok(Sink::new(config)?)
     }
 
@@ -124,8 +143,32 @@ impl Pair {
         held
     }
 
+    /// Whether a server has parts of which it does not know yet whether they stay.
+    async fn is_unsure(&self, server: &ClickHouse) -> Result<bool> {
+        let sql = format!("select parts_to_check from system.replicas where table = '{TABLE}'");
+        Ok(server.query(&sql).await?.trim() != "0")
+    }
+
+    /// Tells each server to check its parts now, as one tells an old one, which else does so when it likes.
+    async fn check_parts(&self) -> Result<()> {
+        let restart = format!("system restart replica {TABLE}");
+        for server in [self.one(), &self.two] {
+            eventually("the replica to know its parts", PATIENCE, || async {
+                if !self.is_unsure(server).await? {
+                    return Ok(Some(()));
+                }
+                // Fails while it has no session with the keeper.
+                let _ = server.query(&restart).await;
+                Ok(None)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
     /// Both hold each event once.
     async fn hold_both(&self, oracle: &Oracle) -> Result<()> {
+        self.check_parts().await?;
         for server in [self.one(), &self.two] {
             server
                 .query(&format!("system sync replica {TABLE}"))

@@ -201,6 +201,16 @@ fn judge_replica(replica: Replica, destination: &Destination, findings: &mut Fin
             ),
             Remedy::person("start the servers of the others, or drop their replicas"),
         );
+    } else if replica.to_check > 0 {
+        findings.warning(
+            "replica",
+            format!(
+                "{} parts of {table} are still to be checked by its replica, and may not stay; an old \
+                 server checks them when it is told",
+                replica.to_check
+            ),
+            Remedy::ClickHouse(format!("SYSTEM RESTART REPLICA {table}")),
+        );
     } else if replica.delay > DELAY_MAX {
         findings.warning(
             "replica",

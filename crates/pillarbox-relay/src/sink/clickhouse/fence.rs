@@ -46,6 +46,8 @@ impl Fence {
 pub(super) struct Fenced {
     /// The replicas that were reached, those first that have what any replica had committed.
     pub(super) replicas: Vec<usize>,
+    /// Whether they have what any replica had committed, but for the gap.
+    pub(super) is_synced: bool,
     /// Why rows that none of them has may still be somewhere; always `None` behind [`Fence::OfAll`].
     pub(super) gap: Option<Trouble>,
 }
@@ -55,6 +57,7 @@ impl Fenced {
     pub(super) fn not_needed(client: &Client) -> Self {
         Self {
             replicas: client.in_order(),
+            is_synced: false,
             gap: None,
         }
     }
@@ -103,7 +106,11 @@ pub(super) async fn fence(
     replicas.append(&mut behind);
     match gap {
         Some(gap) if replicas.is_empty() => Err(gap),
-        gap => Ok(Fenced { replicas, gap }),
+        gap => Ok(Fenced {
+            replicas,
+            is_synced: true,
+            gap,
+        }),
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Replica {
     pub active: u64,
     /// All replicas.
     pub total: u64,
+    /// Parts of which it does not know yet whether they stay.
+    pub to_check: u64,
 }
 
 /// Asks the server.
@@ -169,11 +171,13 @@ async fn replica(client: &Client, table: &Table) -> Result<Option<Replica>, Trou
         queue: String,
         active: String,
         total: String,
+        to_check: String,
     }
     let statement = format!(
         "SELECT toString(is_readonly) AS readonly, toString(absolute_delay) AS delay, \
          toString(queue_size) AS queue, toString(active_replicas) AS active, \
-         toString(total_replicas) AS total FROM system.replicas \
+         toString(total_replicas) AS total, toString(parts_to_check) AS to_check \
+         FROM system.replicas \
          WHERE database = {} AND table = {}",
         sql::text(&table.database),
         sql::text(&table.name)
@@ -186,6 +190,7 @@ async fn replica(client: &Client, table: &Table) -> Result<Option<Replica>, Trou
         queue: number(&row.queue),
         active: number(&row.active),
         total: number(&row.total),
+        to_check: number(&row.to_check),
     }))
 }
 

@@ -13,8 +13,9 @@ use super::client::Client;
 use super::fence::{sync, trouble_at};
 use super::lookup::quoted;
 use super::plan::ClickHousePlan;
+use super::settled;
 use super::sql;
-use super::verdict::{refuse, trouble};
+use super::verdict::refuse;
 use crate::sink::{Reaction, Trouble};
 
 /// Events of one statement: 40 bytes each, well below the 256 KiB that a server parses.
@@ -124,8 +125,7 @@ pub(super) async fn held(
             narrowed(plan, chunk),
             sql::texts(ids.iter().map(String::as_str)),
         );
-        let rows = client.rows::<Found>(&statement).await;
-        let rows = rows.map_err(|fault| trouble(&fault))?;
+        let rows = settled::rows::<Found>(client, plan, table, &statement).await?;
         found.extend(rows.into_iter().map(|row| row.found));
     }
     Ok(found)
@@ -156,8 +156,7 @@ pub(super) async fn unidentified(
         narrowed(plan, sought),
         sql::texts([nil.as_str(), ""]),
     );
-    let rows = client.rows::<Counted>(&statement).await;
-    let rows = rows.map_err(|fault| trouble(&fault))?;
+    let rows = settled::rows::<Counted>(client, plan, table, &statement).await?;
     Ok(rows.iter().map(|row| row.rows).sum())
 }
 

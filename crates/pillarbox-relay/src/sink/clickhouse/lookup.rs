@@ -5,17 +5,23 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::answer::Fault;
 use super::client::Client;
 use super::fence::{Fence, Fenced, fence, sync, trouble_at};
 use super::partition::Rule;
 use super::plan::ClickHousePlan;
-use super::verdict::{refuse, trouble};
+use super::settled;
+use super::verdict::refuse;
 use crate::batch::{Batch, NUMBER_BITS};
 use crate::sink::{Doubt, Guarantee, Insert, Look, Resolution, Terms, Trouble};
 use crate::verify::Held;
 
 /// After a look that saw nothing, an insert that the fence did not see may still be committing.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// The names of parts that may never have been merged, by their level: engines that merge the rows of an
+/// insert begin with 1. A mutation may follow.
+const FRESH: &str = "_[0-9]+_[0-9]+_[01](_[0-9]+)?$";
 
 /// What a table holds of a batch in one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -26,6 +32,9 @@ struct Found {
     rows: u64,
     #[serde(rename = "block_digest", deserialize_with = "quoted")]
     digest: u64,
+    /// How many of the rows lie in parts that may never have been merged.
+    #[serde(rename = "block_fresh", deserialize_with = "quoted")]
+    fresh: u64,
 }
 
 /// What a look found.
@@ -144,7 +153,8 @@ fn forgotten(table: &str, insert: &Insert<'_>) -> Trouble {
 }
 
 /// Counts and digests what the table holds of the batch, at replicas that the fence reached and no
-/// other: one that comes back meanwhile may lag. Where there is a gap, each of them is asked for the rows.
+/// other: one that comes back meanwhile may lag. Where there is a gap, each of them is asked for the
+/// rows; where what one shows may not stay, the next.
 pub(super) async fn look(
     client: &Client,
     plan: &ClickHousePlan,
@@ -152,36 +162,76 @@ pub(super) async fn look(
     insert: &Insert<'_>,
     fenced: Fenced,
 ) -> Result<Seen, Trouble> {
-    let Fenced { replicas, gap } = fenced;
-    let mut last = Err(no_numbers(table));
-    for replica in replicas {
-        let statement = look_statement(plan, table, insert);
-        let answer = match client.query_at(replica, &statement).await {
-            Ok(answer) => answer,
+    let mut nothing = None;
+    let (mut silence, mut unsure) = (None, None);
+    for replica in fenced.replicas {
+        let (found, server) = match found_at(client, plan, table, insert, replica).await {
+            Ok(Shown::ForGood(found, server)) => (found, server),
+            Ok(Shown::ForNow(trouble)) => {
+                unsure.get_or_insert(trouble);
+                continue;
+            }
             Err(fault) if fault.is_silence() => {
-                last = last.map_err(|_| trouble_at(client, replica, &fault));
+                silence = Some(trouble_at(client, replica, &fault));
                 continue;
             }
             Err(fault) => return Err(trouble_at(client, replica, &fault)),
         };
-        let found = found(&answer.body).ok_or_else(|| no_numbers(table))?;
+        let found = found.ok_or_else(|| no_numbers(table))?;
         let seen = Seen {
-            look: compare(&found, plan, insert, table, answer.server),
+            look: compare(&found, plan, insert, table, server),
             is_followed: is_followed(&found, insert),
-            gap: gap.clone(),
+            gap: fenced.gap.clone(),
         };
-        if gap.is_none() || !matches!(seen.look, Look::Nothing) {
+        let is_nothing = matches!(seen.look, Look::Nothing);
+        if !is_nothing || (fenced.gap.is_none() && (fenced.is_synced || unsure.is_none())) {
             return Ok(seen);
         }
-        last = Ok(seen);
+        nothing = Some(seen);
     }
-    last
+    match nothing {
+        Some(seen) if fenced.is_synced => Ok(seen),
+        _ => Err(unsure.or(silence).unwrap_or_else(|| no_numbers(table))),
+    }
+}
+
+/// What one replica shows of a batch.
+enum Shown {
+    /// With its name; `None` for an answer that cannot be read.
+    ForGood(Option<Vec<Found>>, String),
+    /// Rows, and why they may not stay.
+    ForNow(Trouble),
+}
+
+async fn found_at(
+    client: &Client,
+    plan: &ClickHousePlan,
+    table: &str,
+    insert: &Insert<'_>,
+    replica: usize,
+) -> Result<Shown, Fault> {
+    let before = settled::doubt(client, plan, table, replica).await?;
+    let statement = look_statement(plan, table, insert);
+    let answer = client.query_at(replica, &statement).await?;
+    let found = found(&answer.body);
+    if found.iter().flatten().any(|found| found.fresh > 0) {
+        // Before, for a part that went meanwhile; after, for one that came.
+        let doubt = match before {
+            Some(doubt) => Some(doubt),
+            None => settled::doubt(client, plan, table, replica).await?,
+        };
+        if let Some(doubt) = doubt {
+            return Ok(Shown::ForNow(doubt));
+        }
+    }
+    Ok(Shown::ForGood(found, answer.server))
 }
 
 /// By partition: rows that lie where none were sealed must not look like none.
 fn look_statement(plan: &ClickHousePlan, table: &str, insert: &Insert<'_>) -> String {
     format!(
-        "SELECT {} AS block_partition, count() AS block_rows, {} AS block_digest \
+        "SELECT {} AS block_partition, count() AS block_rows, {} AS block_digest, \
+         countIf(match(_part, '{FRESH}')) AS block_fresh \
          FROM {table} WHERE batch = {} GROUP BY block_partition FORMAT JSON",
         partition_text(plan),
         plan.digest(insert.batch.terms.as_ref()),
@@ -292,8 +342,7 @@ pub(super) async fn held_between(
         values.start(),
         values.end()
     );
-    let lines = client.rows::<Line>(&statement).await;
-    let lines = lines.map_err(|fault| trouble(&fault))?;
+    let lines = settled::rows::<Line>(client, plan, table, &statement).await?;
     let held = |line: Line| Held {
         sink_value: line.block_batch,
         partition: line.block_partition,

@@ -60,6 +60,8 @@ pub(super) struct Details {
     pub(super) has_token: bool,
     pub(super) has_log_comment: bool,
     pub(super) replicated: bool,
+    /// What finds the table in `system.replicas`; `None` for one that is not there.
+    pub(super) in_replicas: Option<String>,
     /// Whether materialized views read what is inserted.
     pub(super) has_views: bool,
     /// The partition expression as the server shows it; empty for none.

@@ -93,6 +93,7 @@ pub(super) async fn plan(
         has_token: server.knows(settings::TOKEN),
         has_log_comment: server.knows(settings::LOG_COMMENT),
         replicated: table.is_replicated(),
+        in_replicas: table.in_replicas(),
         has_views: !targets.is_empty(),
         partition_key: table.partition_key.clone(),
         outbox: outbox.to_vec(),

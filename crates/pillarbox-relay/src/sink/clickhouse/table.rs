@@ -255,6 +255,13 @@ impl Table {
         self.engine.starts_with("Replicated") || self.engine.starts_with("Shared")
     }
 
+    /// The condition that finds it in `system.replicas`; `None` where it cannot be there.
+    pub(super) fn in_replicas(&self) -> Option<String> {
+        let (database, name) = (sql::text(&self.database), sql::text(&self.name));
+        let is_there = self.engine.starts_with("Replicated");
+        is_there.then(|| format!("database = {database} AND table = {name}"))
+    }
+
     pub(super) fn is_merge_tree(&self) -> bool {
         self.engine.ends_with("MergeTree")
     }

@@ -196,7 +196,9 @@ fn remedy(fault: &Fault) -> Option<&'static str> {
         | code::WRONG_PASSWORD
         | code::REQUIRED_PASSWORD
         | code::AUTHENTICATION_FAILED => Some("check the sink's user and password"),
-        code::ACCESS_DENIED => Some("grant the sink's user INSERT and SELECT on the table"),
+        code::ACCESS_DENIED => Some(
+            "grant the sink's user INSERT and SELECT on the table, and SELECT on what else is named",
+        ),
         code::READONLY => Some("the sink's user needs a profile with readonly = 0"),
         code::NOT_ENOUGH_SPACE => Some("free disk space on the server"),
         _ => None,

@@ -4,10 +4,12 @@ use std::os::unix::process::ExitStatusExt as _;
 
 use anyhow::{Result, ensure};
 use pillarbox_testkit::oracle::Oracle;
+use pillarbox_testkit::proof::prove;
+use pillarbox_testkit::servers::eventually;
 
 use super::Pair;
 use crate::doubling::Doubling;
-use crate::scene::{KILLED, PATIENCE, TABLE};
+use crate::scene::{KILLED, PATIENCE, SINK, TABLE};
 use crate::traffic::{Event, Traffic, Way, commit};
 
 const NOON_US: i64 = 1_795_176_000_000_000;
@@ -73,6 +75,27 @@ async fn inv_2_a_lagging_replica_is_not_believed() -> Result<()> {
     pair.holds(&oracle, relay).await
 }
 
+/// `verify` does not call missing what a replica has not fetched yet: a repair would double it.
+#[tokio::test]
+async fn inv_13_a_lagging_replica_proves_nothing() -> Result<()> {
+    let pair = Pair::start().await?;
+    let oracle = Oracle::new();
+    publish(&pair, &oracle).await?;
+    pair.two.query("system stop fetches").await?;
+    let (one, two) = (
+        pair.one().url_with_credentials()?,
+        pair.two.url_with_credentials()?,
+    );
+    pair.scene.drain_with(&[("CLICKHOUSE_URL", &one)]).await?;
+    let client = pair.scene.postgres.connect().await?;
+    let refused = prove(&client, &pair.sink_at(&two)?, SINK).await;
+    ensure!(format!("{:#}", refused.unwrap_err()).contains("system.replication_queue"));
+    pair.two.query("system start fetches").await?;
+    let proof = prove(&client, &pair.sink_at(&two)?, SINK).await?;
+    ensure!(proof.findings.is_empty() && proof.rows == 20, "{proof:?}");
+    pair.hold_both(&oracle).await
+}
+
 /// The replica that took a block dies before the other has it; both are needed to settle it.
 #[tokio::test]
 async fn inv_2_the_replica_that_holds_the_block_is_away() -> Result<()> {
@@ -125,4 +148,90 @@ async fn inv_2_the_identical_block_by_the_other_replica_is_dropped() -> Result<(
     }
     ensure!(doubling.inserts() >= 3, "{}", doubling.inserts());
     pair.hold_both(&oracle).await
+}
+
+/// The connection to the keeper breaks before it gets the commit of a block. The replica says that it
+/// does not know and leaves the part in its table, where every query sees it, until it looks again.
+async fn left_unregistered(pair: &Pair) -> Result<Oracle> {
+    let oracle = Oracle::new();
+    // A table of which most is amiss would not come back.
+    for _ in 0..2 {
+        publish(pair, &oracle).await?;
+    }
+    pair.scene
+        .drain_with(&[("CLICKHOUSE_URL", &pair.urls()?)])
+        .await?;
+    publish(pair, &oracle).await?;
+    pair.line.cut_before(b"/replicas/one/parts/");
+    Ok(oracle)
+}
+
+/// The other replica shows that the block was not committed.
+#[tokio::test]
+async fn inv_2_a_part_that_the_keeper_does_not_know_is_not_believed() -> Result<()> {
+    let pair = Pair::start().await?;
+    let oracle = left_unregistered(&pair).await?;
+    let relay = pair.running()?;
+    relay.says("delivered batch=").await?;
+    ensure!(pair.is_unsure(pair.one()).await?, "{}", relay.log());
+    pair.holds(&oracle, relay).await
+}
+
+/// Without another replica to ask nobody knows, until the server has checked its parts.
+#[tokio::test]
+async fn inv_2_and_13_a_single_replica_is_waited_for_until_it_knows_its_parts() -> Result<()> {
+    let pair = Pair::start().await?;
+    let oracle = left_unregistered(&pair).await?;
+    let one = pair.one().url_with_credentials()?;
+    let relay = pair.running_with(&[("CLICKHOUSE_URL", &one)])?;
+    relay.says("SYSTEM RESTART REPLICA").await?;
+    ensure!(pair.scene.in_flight().await? == 1);
+    let health = pair.sink_at(&one)?.health().await?;
+    ensure!(health.replica.is_some_and(|replica| replica.to_check == 1));
+    // What it shows proves nothing about other batches either.
+    let client = pair.scene.postgres.connect().await?;
+    let refused = prove(&client, &pair.sink_at(&one)?, SINK).await;
+    ensure!(format!("{:#}", refused.unwrap_err()).contains("SYSTEM RESTART REPLICA"));
+    let proof = prove(&client, &pair.sink()?, SINK).await?;
+    ensure!(proof.findings.is_empty() && proof.rows == 40, "{proof:?}");
+    pair.check_parts().await?;
+    pair.holds(&oracle, relay).await
+}
+
+/// No part is merged of which the keeper does not know: rows of a merged part stay, whatever else the
+/// replica has to check.
+#[tokio::test]
+async fn inv_2_merged_rows_of_an_unsure_replica_are_believed() -> Result<()> {
+    let pair = Pair::start().await?;
+    let oracle = left_unregistered(&pair).await?;
+    pair.scene
+        .drain_with(&[("CLICKHOUSE_URL", &pair.urls()?)])
+        .await?;
+    publish(&pair, &oracle).await?;
+    let one = pair.one().url_with_credentials()?;
+    answer_lost(&pair, &one).await?;
+    let relay = pair.running_with(&[("CLICKHOUSE_URL", &one)])?;
+    relay.says("SYSTEM RESTART REPLICA").await?;
+    let leads = pair
+        .two
+        .query("select is_leader from system.replicas")
+        .await?;
+    let leader = match leads.trim() {
+        "1" => &pair.two,
+        _ => pair.one(),
+    };
+    let merge = format!("optimize table {TABLE} partition 202611 final");
+    // Not while the number of the lost part may still be taken, which ends with that session.
+    eventually("a merge", PATIENCE, || async {
+        leader.query(&merge).await?;
+        // Others than this engine begin with level 1.
+        let merged = "select count() from system.parts where active and level > 1";
+        Ok((leader.query(merged).await?.trim() != "0").then_some(()))
+    })
+    .await?;
+    relay.says("delivered batch=").await?;
+    let log = relay.log();
+    ensure!(log.contains("attempts=0"), "it was sent again: {log}");
+    ensure!(pair.is_unsure(pair.one()).await?, "{log}");
+    pair.holds(&oracle, relay).await
 }
