@@ -24,7 +24,7 @@ use uuid::Uuid;
 /// Microseconds from 1970 to PostgreSQL's epoch.
 const PG_EPOCH_US: i64 = 946_684_800_000_000;
 /// 2026-11-20 12:00:00 UTC.
-const NOON_US: i64 = 1_795_176_000_000_000;
+pub(crate) const NOON_US: i64 = 1_795_176_000_000_000;
 const DAY_US: i64 = 86_400_000_000;
 const ORIGIN: u32 = 0x12_3456;
 
@@ -34,7 +34,7 @@ const FIVE_COLUMNS: &str = "event_type String, event_date_time DateTime, environ
 
 /// An event as the outbox holds it.
 #[derive(Clone, Debug)]
-struct Event {
+pub(crate) struct Event {
     event_id: Uuid,
     event_type: String,
     /// Microseconds since 1970.
@@ -45,7 +45,7 @@ struct Event {
 }
 
 impl Event {
-    fn at(us: i64) -> Self {
+    pub(crate) fn at(us: i64) -> Self {
         Self {
             event_id: Uuid::now_v7(),
             event_type: "user_created".to_owned(),
@@ -129,7 +129,11 @@ async fn five(server: &Server) -> Result<ClickHouse> {
     sink(server, "five")
 }
 
-fn insert<'a>(batch: &'a Batch, blocks: &'a [EncodedBlock], ordinal: usize) -> Insert<'a> {
+pub(crate) fn insert<'a>(
+    batch: &'a Batch,
+    blocks: &'a [EncodedBlock],
+    ordinal: usize,
+) -> Insert<'a> {
     Insert {
         batch,
         ordinal,
@@ -138,7 +142,7 @@ fn insert<'a>(batch: &'a Batch, blocks: &'a [EncodedBlock], ordinal: usize) -> I
 }
 
 /// A sealed batch of the events and its encoded blocks.
-fn seal(
+pub(crate) fn seal(
     plan: &ClickHousePlan,
     number: i64,
     events: &[Event],

@@ -79,7 +79,7 @@ async fn look(
         judge_parts(parts, &quoted_table(destination), findings);
     }
     if let Some(replica) = health.replica {
-        judge_replica(replica, destination, findings);
+        judge_replica(replica, &quoted_table(destination), findings);
     }
     if let Some(outbox) = outbox {
         preflight(destination, outbox, findings).await;
@@ -184,8 +184,7 @@ fn judge_parts(parts: Parts, table: &str, findings: &mut Findings) {
     }
 }
 
-fn judge_replica(replica: Replica, destination: &Destination, findings: &mut Findings) {
-    let table = quoted_table(destination);
+fn judge_replica(replica: Replica, table: &str, findings: &mut Findings) {
     if replica.is_readonly {
         findings.problem(
             "replica",
@@ -275,6 +274,34 @@ mod tests {
         assert_eq!(
             [level(149), level(150), level(239), level(240)],
             [Level::Ok, Level::Warning, Level::Warning, Level::Problem]
+        );
+    }
+
+    #[test]
+    fn a_replica_that_is_not_sure_of_its_parts_is_named() {
+        let sure = Replica {
+            is_readonly: false,
+            delay: Duration::ZERO,
+            queue: 0,
+            active: 2,
+            total: 2,
+            to_check: 0,
+        };
+        let judged = |replica| {
+            let mut findings = Findings::of("clickhouse");
+            judge_replica(replica, "t", &mut findings);
+            findings.list.remove(0)
+        };
+        assert_eq!(judged(sure).level, Level::Ok);
+        let found = judged(Replica {
+            to_check: 1,
+            ..sure
+        });
+        assert_eq!(found.level, Level::Warning);
+        assert!(
+            found.message.starts_with("1 parts of t"),
+            "{}",
+            found.message
         );
     }
 }

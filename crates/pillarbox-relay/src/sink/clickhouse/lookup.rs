@@ -183,8 +183,9 @@ pub(super) async fn look(
             is_followed: is_followed(&found, insert),
             gap: fenced.gap.clone(),
         };
-        let is_nothing = matches!(seen.look, Look::Nothing);
-        if !is_nothing || (fenced.gap.is_none() && (fenced.is_synced || unsure.is_none())) {
+        // Rows that may not stay are not nothing to a replica that may lag.
+        let counts = fenced.gap.is_none() && (fenced.is_synced || unsure.is_none());
+        if counts || !matches!(seen.look, Look::Nothing) {
             return Ok(seen);
         }
         nothing = Some(seen);

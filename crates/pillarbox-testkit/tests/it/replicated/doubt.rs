@@ -2,17 +2,21 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use pillarbox_relay::sink::{Delivery, Doubt, Resolution, Sink as _};
+use pillarbox_testkit::conformance::sink::nth;
 use pillarbox_testkit::oracle::Oracle;
 use pillarbox_testkit::proof::prove;
 use pillarbox_testkit::servers::eventually;
 
 use super::Pair;
+use crate::clickhouse_sink::{self, NOON_US, insert, outbox, seal};
 use crate::doubling::Doubling;
 use crate::scene::{KILLED, PATIENCE, SINK, TABLE};
 use crate::traffic::{Event, Traffic, Way, commit};
 
-const NOON_US: i64 = 1_795_176_000_000_000;
+/// What the commit of an insert tells the other replicas to do, and that of a merge does not.
+const COMMIT: &[u8] = b"\nget\n";
 
 /// Some events in one month: one block.
 async fn publish(pair: &Pair, oracle: &Oracle) -> Result<()> {
@@ -32,13 +36,19 @@ async fn answer_lost(pair: &Pair, urls: &str) -> Result<()> {
     Ok(())
 }
 
-/// What only one replica holds is not sent again to the one that lags behind.
-#[tokio::test]
-async fn inv_2_a_lagging_replica_is_not_believed() -> Result<()> {
+/// A pair whose second replica fetches nothing, and some events.
+async fn lagging() -> Result<(Pair, Oracle)> {
     let pair = Pair::start().await?;
     let oracle = Oracle::new();
     publish(&pair, &oracle).await?;
     pair.two.query("system stop fetches").await?;
+    Ok((pair, oracle))
+}
+
+/// What only one replica holds is not sent again to the one that lags behind.
+#[tokio::test]
+async fn inv_2_a_lagging_replica_is_not_believed() -> Result<()> {
+    let (pair, oracle) = lagging().await?;
     let (one, two) = (
         pair.one().url_with_credentials()?,
         pair.two.url_with_credentials()?,
@@ -78,20 +88,15 @@ async fn inv_2_a_lagging_replica_is_not_believed() -> Result<()> {
 /// `verify` does not call missing what a replica has not fetched yet: a repair would double it.
 #[tokio::test]
 async fn inv_13_a_lagging_replica_proves_nothing() -> Result<()> {
-    let pair = Pair::start().await?;
-    let oracle = Oracle::new();
-    publish(&pair, &oracle).await?;
-    pair.two.query("system stop fetches").await?;
-    let (one, two) = (
-        pair.one().url_with_credentials()?,
-        pair.two.url_with_credentials()?,
-    );
+    let (pair, oracle) = lagging().await?;
+    let one = pair.one().url_with_credentials()?;
     pair.scene.drain_with(&[("CLICKHOUSE_URL", &one)]).await?;
     let client = pair.scene.postgres.connect().await?;
-    let refused = prove(&client, &pair.sink_at(&two)?, SINK).await;
+    let two = pair.sink_at(&pair.two.url_with_credentials()?)?;
+    let refused = prove(&client, &two, SINK).await;
     ensure!(format!("{:#}", refused.unwrap_err()).contains("system.replication_queue"));
     pair.two.query("system start fetches").await?;
-    let proof = prove(&client, &pair.sink_at(&two)?, SINK).await?;
+    let proof = prove(&client, &two, SINK).await?;
     ensure!(proof.findings.is_empty() && proof.rows == 20, "{proof:?}");
     pair.hold_both(&oracle).await
 }
@@ -99,10 +104,7 @@ async fn inv_13_a_lagging_replica_proves_nothing() -> Result<()> {
 /// The replica that took a block dies before the other has it; both are needed to settle it.
 #[tokio::test]
 async fn inv_2_the_replica_that_holds_the_block_is_away() -> Result<()> {
-    let pair = Pair::start().await?;
-    let oracle = Oracle::new();
-    publish(&pair, &oracle).await?;
-    pair.two.query("system stop fetches").await?;
+    let (pair, oracle) = lagging().await?;
     let one = pair.one().url_with_credentials()?;
     answer_lost(&pair, &one).await?;
     pair.one().kill()?;
@@ -162,8 +164,7 @@ async fn left_unregistered(pair: &Pair) -> Result<Oracle> {
         .drain_with(&[("CLICKHOUSE_URL", &pair.urls()?)])
         .await?;
     publish(pair, &oracle).await?;
-    // What the commit of an insert tells the other replicas to do, and that of a merge does not.
-    pair.line.cut_before(b"\nget\n");
+    pair.line.cut_before(COMMIT);
     Ok(oracle)
 }
 
@@ -229,5 +230,46 @@ async fn inv_2_merged_rows_of_an_unsure_replica_are_believed() -> Result<()> {
     let log = relay.log();
     ensure!(log.contains("attempts=0"), "it was sent again: {log}");
     ensure!(pair.is_unsure(pair.one()).await?, "{log}");
+    pair.holds(&oracle, relay).await
+}
+
+/// A replica that nobody made catch up has none of the rows; that is not nothing while another shows some.
+#[tokio::test]
+async fn inv_2_a_replica_that_may_lag_does_not_outvote_rows_that_may_not_stay() -> Result<()> {
+    let pair = Pair::start().await?;
+    let both = pair.sink()?;
+    let plan = both.prepare(&outbox()).await?;
+    let (batch, blocks) = seal(&plan, 1, &[clickhouse_sink::Event::at(NOON_US)])?;
+    let insert = insert(&batch, &blocks, 0);
+    let one = pair.sink_at(&pair.one().url_with_credentials()?)?;
+    pair.line.cut_before(COMMIT);
+    let delivery = one.deliver(&plan, &insert, nth(1)).await;
+    ensure!(matches!(delivery, Delivery::Unknown(_)), "{delivery:?}");
+    let look = both.look(&plan, &insert, None).await;
+    let trouble = look.err().context("it was decided")?;
+    ensure!(
+        trouble.reason.contains("SYSTEM RESTART REPLICA"),
+        "{trouble}"
+    );
+    // Behind the fence the other one has caught up.
+    let resolved = both.resolve(&plan, &insert, Doubt::NONE).await?;
+    ensure!(matches!(resolved, Resolution::Resend), "{resolved:?}");
+    Ok(())
+}
+
+/// Who accepts copies does not send one after the other until the server has checked its parts.
+#[tokio::test]
+async fn at_least_once_goes_on_beside_a_part_that_the_keeper_does_not_know() -> Result<()> {
+    let pair = Pair::start().await?;
+    let oracle = left_unregistered(&pair).await?;
+    // Without one, old servers have the better guarantee.
+    let view =
+        format!("create materialized view seen engine = Memory as select batch from {TABLE}");
+    pair.one().query(&view).await?;
+    let one = pair.one().url_with_credentials()?;
+    let relay = pair.running_with(&[("CLICKHOUSE_URL", &one), ("AT_LEAST_ONCE", "1")])?;
+    relay.says("delivered batch=").await?;
+    ensure!(relay.log().contains("at-least-once"), "{}", relay.log());
+    ensure!(pair.is_unsure(pair.one()).await?, "{}", relay.log());
     pair.holds(&oracle, relay).await
 }
