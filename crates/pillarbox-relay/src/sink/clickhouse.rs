@@ -33,6 +33,7 @@ mod pieces;
 mod plan;
 mod pool;
 mod preflight;
+mod proof;
 mod propose;
 mod replicas;
 mod report;

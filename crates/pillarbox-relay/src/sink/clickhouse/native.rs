@@ -10,13 +10,13 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::column::{ColumnType, Kind};
-use super::digest;
 use super::order::Sorter;
 use super::partition::{Evaluator, Key};
 use super::pieces::Pieces;
 use super::plan::{Layout, Planned, Redaction};
 use super::pool::Pool;
-use super::value::{Value, convert};
+use super::proof::Proof;
+use super::value::Value;
 use crate::batch::{Block, EncodedBlock, Row};
 use crate::body::{Body, Part, Place, Places, Values};
 use crate::redaction::redact;
@@ -34,28 +34,22 @@ const JSON_AS_TEXT: u64 = 1;
 #[derive(Debug)]
 pub struct NativeEncoder {
     layout: Arc<Layout>,
-    /// The columns that the digest covers, in its order.
-    digest: Vec<Proven>,
-    /// Columns that are read for the digest only, after those of the layout.
-    gone: Vec<Planned>,
+    proof: Proof,
     /// The one partition whose rows are taken.
     only: Option<String>,
-    blocks: Vec<OpenBlock>,
-    /// The block of the last row: most rows follow one of the same partition.
-    current: usize,
     evaluator: Evaluator,
-    text: Vec<u8>,
+    blocks: OpenBlocks,
     /// The last value that was redacted.
     redacted: Vec<u8>,
-    pool: Pool,
 }
 
-/// A column that the digest covers.
-#[derive(Debug)]
-struct Proven {
-    index: usize,
-    /// Its type when the batch was sealed, where that was another one.
-    of: Option<ColumnType>,
+/// One for each partition.
+#[derive(Debug, Default)]
+struct OpenBlocks {
+    all: Vec<OpenBlock>,
+    /// The block of the last row: most rows follow one of the same partition.
+    current: usize,
+    pool: Pool,
 }
 
 #[derive(Debug)]
@@ -83,149 +77,45 @@ struct Column {
 
 impl NativeEncoder {
     pub(super) fn new(layout: Arc<Layout>, only: Option<&str>) -> Self {
-        let text = Vec::new();
         Self {
-            digest: layout
-                .digest
-                .iter()
-                .copied()
-                .map(Proven::of_today)
-                .collect(),
-            gone: Vec::new(),
+            proof: Proof::of_today(&layout),
             layout,
             only: only.map(str::to_owned),
-            blocks: Vec::new(),
-            current: 0,
             evaluator: Evaluator::new(),
-            text,
+            blocks: OpenBlocks::default(),
             redacted: Vec::new(),
-            pool: Pool::default(),
         }
     }
 
     /// Takes its buffers from there; afterwards no more are kept free than it had.
-    pub(super) fn with_buffers_of(self, pool: &Pool) -> Self {
-        Self {
-            pool: pool.clone(),
-            ..self
-        }
+    pub(super) fn with_buffers_of(mut self, pool: &Pool) -> Self {
+        self.blocks.pool = pool.clone();
+        self
     }
 
     /// Lets the digest cover what it did when a batch was sealed on these terms. The columns in `gone` are
     /// read after those of the layout.
     pub(super) fn proven_by(self, terms: &Terms, gone: Vec<Planned>) -> Self {
-        let layout = &self.layout;
-        let sealed = terms.proven.iter().zip(0..);
-        let digest = sealed.filter_map(|(name, nth): (_, usize)| {
-            let mut columns = layout.columns.iter().chain(&gone);
-            let index = columns.position(|column| column.name == *name)?;
-            let Some(planned) = layout.columns.get(index) else {
-                let of = gone.get(index - layout.columns.len())?.of.clone();
-                return Some(Proven {
-                    index,
-                    of: Some(of),
-                });
-            };
-            let of = terms.types.get(nth).map(|of| ColumnType::parse(of));
-            let of = of.flatten().filter(|of| *of != planned.of);
-            Some(Proven { index, of })
-        });
-        Self {
-            digest: digest.collect(),
-            gone,
-            ..self
-        }
+        let proof = Proof::of_terms(&self.layout, terms, gone);
+        Self { proof, ..self }
     }
+}
 
-    /// The index of the partition's block, opened if need be; `None` when there is no room.
-    fn block(&mut self, key: Key) -> Option<usize> {
-        if self
-            .blocks
-            .get(self.current)
-            .is_some_and(|block| block.key == key)
-        {
-            return Some(self.current);
-        }
-        if let Some(found) = self.blocks.iter().position(|block| block.key == key) {
-            return Some(found);
-        }
-        if self.blocks.len() == BLOCKS_MAX {
-            return None;
-        }
-        let columns = self
-            .layout
-            .columns
-            .iter()
-            .map(|_| Column::new(&self.pool))
-            .collect();
-        self.blocks.push(OpenBlock {
-            key,
-            rows: 0,
-            digest: 0,
-            columns,
-            sorter: self
-                .layout
-                .order
-                .is_known()
-                .then(|| Sorter::new(&self.layout.order)),
-        });
-        Some(self.blocks.len() - 1)
-    }
-
-    /// A batch that was sealed when nothing was redacted is proven by what was published, and is delivered
-    /// as it was sealed (INV-3).
-    fn redaction<'a>(&self, layout: &'a Layout) -> Option<&'a Redaction> {
-        let redaction = layout.redaction.as_ref()?;
-        let is_proven = |proven: &Proven| proven.index == redaction.index;
-        (!self.digest.iter().any(is_proven)).then_some(redaction)
-    }
-
-    /// What the row adds to the digest of its block.
-    fn hash(&mut self, row: &Row<'_>, values: &[Value<'_>]) -> Result<u64, RowError> {
-        if self.digest.is_empty() {
-            return Ok(0);
-        }
-        self.text.clear();
-        for proven in &self.digest {
-            match &proven.of {
-                None => digest::append(&mut self.text, &values[proven.index]),
-                Some(of) => {
-                    let mut columns = self.layout.columns.iter().chain(&self.gone);
-                    let Some(column) = columns.nth(proven.index) else {
-                        continue;
-                    };
-                    let value = value(row, proven.index, column, of)?;
-                    digest::append(&mut self.text, &value);
+impl OpenBlocks {
+    /// The partition's block, opened if need be; `None` when there is no room.
+    fn of(&mut self, key: Key, layout: &Layout) -> Option<&mut OpenBlock> {
+        let is_current = |block: &OpenBlock| block.key == key;
+        if !self.all.get(self.current).is_some_and(is_current) {
+            self.current = match self.all.iter().position(is_current) {
+                Some(found) => found,
+                None if self.all.len() == BLOCKS_MAX => return None,
+                None => {
+                    self.all.push(OpenBlock::new(key, layout, &self.pool));
+                    self.all.len() - 1
                 }
-            }
+            };
         }
-        Ok(digest::hash(&self.text))
-    }
-}
-
-impl Proven {
-    fn of_today(index: usize) -> Self {
-        Self { index, of: None }
-    }
-}
-
-/// A field of the row as a column of type `of` represents it.
-fn value<'a>(
-    row: &Row<'a>,
-    index: usize,
-    column: &Planned,
-    of: &ColumnType,
-) -> Result<Value<'a>, RowError> {
-    let field = row.fields.get(index).copied().flatten();
-    convert(column.given, of, field).map_err(|misfit| unfit(row, column, misfit.to_string()))
-}
-
-fn unfit(row: &Row<'_>, column: &Planned, reason: String) -> RowError {
-    RowError {
-        tx: row.at.tx,
-        id: row.at.id,
-        column: column.name.clone(),
-        reason,
+        self.all.get_mut(self.current)
     }
 }
 
@@ -237,7 +127,7 @@ impl Encoder for NativeEncoder {
         let layout = &self.layout;
         // The rule looks at one plain column; what the others are does not matter.
         let columns = layout.columns.iter().enumerate();
-        let values = columns.map(|(index, column)| value(row, index, column, &column.of));
+        let values = columns.map(|(index, column)| column.value(row, index));
         let values: Vec<Value<'_>> = values.map(|v| v.unwrap_or(Value::Null)).collect();
         let key = self.evaluator.key(&layout.rule, &values);
         layout.rule.text(key) != *only
@@ -247,59 +137,66 @@ impl Encoder for NativeEncoder {
         if self.skips(row) {
             return Ok(Pushed::Skipped);
         }
-        let layout = Arc::clone(&self.layout);
-        let mut redacted = std::mem::take(&mut self.redacted);
-        redacted.clear();
+        let layout = &*self.layout;
         let mut values = SmallVec::<[Value<'_>; COLUMNS_USUAL]>::new();
         for (index, column) in layout.columns.iter().enumerate() {
-            values.push(value(row, index, column, &column.of)?);
+            values.push(column.value(row, index)?);
         }
         let key = self.evaluator.key(&layout.rule, &values);
-        let hash = self.hash(row, &values)?;
-        if let Some(Redaction { index, paths }) = self.redaction(&layout)
+        let hash = self.proof.hash(layout, row, &values)?;
+        // A batch that was sealed when nothing was redacted is proven by what was published, and is delivered
+        // as it was sealed (INV-3).
+        if let Some(Redaction { index, paths }) = &layout.redaction
+            && !self.proof.covers(*index)
             && let Value::Bytes(json) = values[*index]
         {
-            redact(json, paths, &mut redacted)
-                .map_err(|error| unfit(row, &layout.columns[*index], error.to_string()))?;
-            values[*index] = Value::Bytes(&redacted);
+            self.redacted.clear();
+            redact(json, paths, &mut self.redacted)
+                .map_err(|error| layout.columns[*index].unfit(row, &error))?;
+            values[*index] = Value::Bytes(&self.redacted);
         }
-        let Some(current) = self.block(key) else {
+        let Some(block) = self.blocks.of(key, layout) else {
             return Ok(Pushed::NoRoom);
         };
-        self.current = current;
-        let block = &mut self.blocks[current];
-        block
-            .sorter
-            .take_if(|sorter| !sorter.push(&layout.order, &values));
-        let is_sorted = block.sorter.is_some();
-        for ((column, planned), value) in block.columns.iter_mut().zip(&layout.columns).zip(&values)
-        {
-            column.push(&planned.of, value, is_sorted);
-        }
-        block.rows += 1;
-        block.digest = block.digest.wrapping_add(hash);
-        drop(values);
-        self.redacted = redacted;
+        block.push(layout, &values, hash);
         Ok(Pushed::Taken)
     }
 
     fn finish(self, sink_value: u64) -> Vec<EncodedBlock> {
-        let Self {
-            layout,
-            blocks,
-            pool,
-            ..
-        } = self;
-        let columns = blocks.iter().flat_map(|block| &block.columns);
-        pool.keep(columns.map(Column::pooled).sum());
+        let Self { layout, blocks, .. } = self;
+        let columns = blocks.all.iter().flat_map(|block| &block.columns);
+        blocks.pool.keep(columns.map(Column::pooled).sum());
+        let blocks = blocks.all.into_iter();
         blocks
-            .into_iter()
             .map(|block| block.finish(&layout, sink_value))
             .collect()
     }
 }
 
 impl OpenBlock {
+    fn new(key: Key, layout: &Layout, pool: &Pool) -> Self {
+        let order = &layout.order;
+        Self {
+            key,
+            rows: 0,
+            digest: 0,
+            columns: layout.columns.iter().map(|_| Column::new(pool)).collect(),
+            sorter: order.is_known().then(|| Sorter::new(order)),
+        }
+    }
+
+    fn push(&mut self, layout: &Layout, values: &[Value<'_>], hash: u64) {
+        self.sorter
+            .take_if(|sorter| !sorter.push(&layout.order, values));
+        let is_sorted = self.sorter.is_some();
+        let columns = self.columns.iter_mut().zip(&layout.columns);
+        for ((column, planned), value) in columns.zip(values) {
+            column.push(&planned.of, value, is_sorted);
+        }
+        self.rows += 1;
+        self.digest = self.digest.wrapping_add(hash);
+    }
+
     fn finish(self, layout: &Layout, batch: u64) -> EncodedBlock {
         let order = self.sorter.and_then(|sorter| sorter.order(&layout.order));
         let columns = self.columns.iter().zip(&layout.columns);

@@ -1,5 +1,6 @@
 //! How outbox columns become sink columns, and what the table can promise.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::column::{ColumnType, Given};
@@ -10,8 +11,10 @@ use super::partition::Rule;
 use super::pool::Pool;
 use super::report::SinkReport;
 use super::table::SinkColumn;
+use super::value::{Value, convert};
+use crate::batch::Row;
 use crate::redaction::Path;
-use crate::sink::{Guarantee, OutboxColumn, Plan, Terms};
+use crate::sink::{Guarantee, OutboxColumn, Plan, RowError, Terms};
 
 /// A column that the relay fills.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +22,34 @@ pub(super) struct Planned {
     pub(super) name: String,
     pub(super) given: Given,
     pub(super) of: ColumnType,
+}
+
+impl Planned {
+    /// The field of the row at this index, as the column represents it.
+    pub(super) fn value<'a>(&self, row: &Row<'a>, index: usize) -> Result<Value<'a>, RowError> {
+        self.value_of(&self.of, row, index)
+    }
+
+    /// The same for a column of another type.
+    pub(super) fn value_of<'a>(
+        &self,
+        of: &ColumnType,
+        row: &Row<'a>,
+        index: usize,
+    ) -> Result<Value<'a>, RowError> {
+        let field = row.fields.get(index).copied().flatten();
+        convert(self.given, of, field).map_err(|misfit| self.unfit(row, &misfit))
+    }
+
+    /// Why the row does not fit.
+    pub(super) fn unfit(&self, row: &Row<'_>, reason: &dyn fmt::Display) -> RowError {
+        RowError {
+            tx: row.at.tx,
+            id: row.at.id,
+            column: self.name.clone(),
+            reason: reason.to_string(),
+        }
+    }
 }
 
 /// What the encoder needs to know.
