@@ -1,4 +1,4 @@
-//! The tables of docs/BENCHMARKS.md, between two marks. Pure.
+//! The tables of a document of figures, between two marks. Pure.
 
 use anyhow::{Context as _, Result};
 
@@ -35,25 +35,26 @@ const FURTHER: [(&str, &str); 5] = [
     (" floor", "floor / wall"),
 ];
 
-/// The document with new tables.
+/// The document with new tables; the plots lie in `folder`, beside it.
 pub(crate) fn update(
     document: &str,
     report: &Report,
     runs: &History,
+    folder: &str,
     plots: &[Plot],
 ) -> Result<String> {
-    let marks = || format!("docs/BENCHMARKS.md has not both marks {BEGIN} and {END}");
+    let marks = || format!("it has not both marks {BEGIN} and {END}");
     let (before, rest) = document.split_once(BEGIN).with_context(marks)?;
     let (_, after) = rest.split_once(END).with_context(marks)?;
-    let tables = tables(report, runs, plots);
+    let tables = tables(report, runs, folder, plots);
     Ok(format!("{before}{BEGIN}\n{tables}\n{END}{after}"))
 }
 
-fn tables(report: &Report, runs: &History, plots: &[Plot]) -> String {
+fn tables(report: &Report, runs: &History, folder: &str, plots: &[Plot]) -> String {
     let mut sections = vec![machine(&report.machine)];
     if !report.failures.is_empty() {
-        let failed = "**This run failed:** `failures` in latest.json says why.";
-        sections.push(failed.to_owned());
+        let why = report.failures.join("; ");
+        sections.push(format!("**This run failed:** {why}."));
     }
     sections.push(targets(report));
     sections.push("### The last runs".to_owned());
@@ -69,7 +70,7 @@ fn tables(report: &Report, runs: &History, plots: &[Plot]) -> String {
             _ => sections.push(list(&series)),
         }
         let shown = plots.iter().filter(|plot| plot.part == part);
-        sections.extend(shown.map(|plot| format!("![{}](benchmarks/{0})", plot.file)));
+        sections.extend(shown.map(|plot| format!("![{}]({folder}/{0})", plot.file)));
     }
     sections.join("\n\n")
 }
@@ -237,7 +238,7 @@ mod tests {
 
     #[test]
     fn runs_stand_side_by_side() {
-        let text = tables(&report(), &runs(), &[]);
+        let text = tables(&report(), &runs(), "benchmarks", &[]);
         for line in [
             "| `drain_small_vs_client` | >=2.00 | 2.00 | **1.61** |",
             "| the run |  | proves something | **proves nothing** |",
@@ -249,7 +250,7 @@ mod tests {
     #[test]
     fn tables_stand_between_the_marks_and_nothing_else_changes() -> Result<()> {
         let document = format!("# Title\n\n{BEGIN}\nold\n{END}\n\n## After\n");
-        let text = update(&document, &report(), &runs(), &[])?;
+        let text = update(&document, &report(), &runs(), "benchmarks", &[])?;
         assert!(
             text.starts_with("# Title\n\n<!-- bench:begin -->\n"),
             "{text}"
@@ -259,13 +260,13 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("old"));
-        assert_eq!(update(&text, &report(), &runs(), &[])?, text);
+        assert_eq!(update(&text, &report(), &runs(), "benchmarks", &[])?, text);
         Ok(())
     }
 
     #[test]
     fn a_drain_is_shown_beside_the_references() {
-        let text = tables(&report(), &runs(), &[]);
+        let text = tables(&report(), &runs(), "benchmarks", &[]);
         for line in [
             "| `drain_small_vs_client` | 2.00 | >=2.00 | ok |",
             "| pillarbox | 810,000 | 800,000 – 820,000 | 1.00 | 0.440 |  |  |  |  |",
@@ -277,7 +278,8 @@ mod tests {
 
     #[test]
     fn a_document_without_marks_is_refused() {
-        let error = update("# Title\n", &report(), &runs(), &[]).map_err(|error| error.to_string());
+        let error = update("# Title\n", &report(), &runs(), "benchmarks", &[])
+            .map_err(|error| error.to_string());
         assert!(error.is_err_and(|text| text.contains("has not both marks")));
     }
 }

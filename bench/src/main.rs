@@ -36,10 +36,27 @@ use report::Report;
 
 /// 128 + SIGINT, as a shell reports it.
 const INTERRUPTED: u8 = 130;
-const LATEST: &str = "bench/results/latest.json";
 const RUNS: &str = "bench/results/runs.json";
-const DOCUMENT: &str = "docs/BENCHMARKS.md";
 const PARTS: [&str; 5] = ["drain", "growth", "publish", "latency", "held"];
+
+/// Where figures go: those of `make bench` do not overwrite those of `make bench-full`, which has more of them.
+struct Outlet {
+    results: &'static str,
+    document: &'static str,
+    /// Beside the document.
+    plots: &'static str,
+}
+
+const USUAL: Outlet = Outlet {
+    results: "bench/results/latest.json",
+    document: "docs/BENCHMARKS.md",
+    plots: "benchmarks",
+};
+const FULL: Outlet = Outlet {
+    results: "bench/results/full.json",
+    document: "docs/BENCHMARKS-FULL.md",
+    plots: "benchmarks/full",
+};
 
 /// Benchmarks of Pillarbox beside what people do today
 #[derive(Debug, Parser)]
@@ -59,7 +76,7 @@ struct Arguments {
     #[arg(long)]
     write: bool,
 
-    /// Measure nothing: make plots and document again from bench/results/latest.json
+    /// Measure nothing: make plots and documents again from bench/results
     #[arg(long)]
     render: bool,
 }
@@ -95,7 +112,7 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
         );
     }
     if arguments.render {
-        render(&read(LATEST)?, &read(RUNS)?)?;
+        render(&read(RUNS)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let bench = Bench::new(arguments.full)?;
@@ -123,9 +140,11 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.write || (arguments.only.is_empty() && !bench.is_shortened()) {
         let mut runs: History = read(RUNS)?;
         runs.add(&report);
-        write(LATEST, serde_json::to_string_pretty(&report)? + "\n")?;
+        let outlet = if bench.full { FULL } else { USUAL };
+        let results = serde_json::to_string_pretty(&report)? + "\n";
+        write(outlet.results, results)?;
         write(RUNS, serde_json::to_string_pretty(&runs)? + "\n")?;
-        render(&report, &runs)?;
+        render(&runs)?;
     }
     for verdict in &report.targets {
         println!("{}", verdict.line());
@@ -151,13 +170,18 @@ async fn run_part(part: &str, bench: &Bench, report: &mut Report) -> Result<()> 
     }
 }
 
-/// Draws the plots and puts the tables into the document.
-fn render(report: &Report, runs: &History) -> Result<()> {
-    let plots = root().join("docs/benchmarks");
-    fs::create_dir_all(&plots)?;
-    let plots = plot::draw(report, &plots)?;
-    let document = fs::read_to_string(root().join(DOCUMENT))?;
-    write(DOCUMENT, document::update(&document, report, runs, &plots)?)
+/// Draws the plots and puts the tables into the documents.
+fn render(runs: &History) -> Result<()> {
+    for outlet in [USUAL, FULL] {
+        let report: Report = read(outlet.results)?;
+        let plots = root().join("docs").join(outlet.plots);
+        fs::create_dir_all(&plots)?;
+        let plots = plot::draw(&report, &plots)?;
+        let document = fs::read_to_string(root().join(outlet.document))?;
+        let document = document::update(&document, &report, runs, outlet.plots, &plots);
+        write(outlet.document, document.context(outlet.document)?)?;
+    }
+    Ok(())
 }
 
 /// Reads a JSON file of the repository.

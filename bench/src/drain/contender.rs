@@ -24,8 +24,8 @@ pub(crate) enum Contender {
     Pillarbox,
     /// `psql | clickhouse-client`.
     Client,
-    /// `psql | curl`.
-    Curl,
+    /// `psql | curl`; where the server's own blocks do not fit into its memory, with blocks of so many rows.
+    Curl(Option<u64>),
     /// A periodic task in Python with batches of so many rows.
     Poller(u32),
 }
@@ -50,7 +50,7 @@ impl Contender {
         match self {
             Self::Pillarbox => "pillarbox".to_owned(),
             Self::Client => "client".to_owned(),
-            Self::Curl => "curl".to_owned(),
+            Self::Curl(_) => "curl".to_owned(),
             Self::Poller(rows) => format!("poller/{rows}"),
         }
     }
@@ -86,10 +86,12 @@ impl Contender {
                 clickhouse.password(),
             ),
             // Not `--data-binary @-`, which reads all of it before it sends the first byte.
-            Self::Curl => format!(
-                "{copy} | curl -sS --fail -X POST -T - -H 'Expect:' -o /dev/null \
-                 '{}/?max_memory_usage={MEMORY}&query={}'",
+            Self::Curl(block_rows) => format!(
+                "{copy} | curl -sS --fail-with-body -X POST -T - -H 'Expect:' -o /dev/stderr \
+                 '{}/?max_memory_usage={MEMORY}{}&query={}'",
                 clickhouse.url_with_credentials()?,
+                block_rows
+                    .map_or_else(String::new, |rows| format!("&max_insert_block_size={rows}")),
                 insert.replace(' ', "%20"),
             ),
             Self::Poller(rows) => return poller(outbox, table, rows),
