@@ -10,6 +10,9 @@ use crate::report::{Report, Series, figure};
 const BEGIN: &str = "<!-- bench:begin -->";
 const END: &str = "<!-- bench:end -->";
 
+/// Lines of what failed at most: it may end with the log of a program.
+const FAILURE_LINES_MAX: usize = 20;
+
 /// Parts with their headings, in the order of the document.
 const PARTS: [(&str, &str); 5] = [
     ("drain", "Drain"),
@@ -53,8 +56,10 @@ pub(crate) fn update(
 fn tables(report: &Report, runs: &History, folder: &str, plots: &[Plot]) -> String {
     let mut sections = vec![machine(&report.machine)];
     if !report.failures.is_empty() {
-        let why = report.failures.join("; ");
-        sections.push(format!("**This run failed:** {why}."));
+        let lines = report.failures.iter().flat_map(|failure| failure.lines());
+        let why: Vec<&str> = lines.take(FAILURE_LINES_MAX).collect();
+        let why = why.join("\n");
+        sections.push(format!("**This run failed:**\n\n```text\n{why}\n```"));
     }
     sections.push(targets(report));
     sections.push("### The last runs".to_owned());
@@ -274,6 +279,15 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_failure_is_told_and_its_log_is_cut() {
+        let mut report = report();
+        report.fail(format!("| busy |\n{}", "log\n".repeat(1000)));
+        let text = tables(&report, &runs(), "benchmarks", &[]);
+        assert!(text.contains("**This run failed:**\n\n```text\n| busy |\nlog\n"));
+        assert_eq!(text.matches("log\n").count(), FAILURE_LINES_MAX - 1);
     }
 
     #[test]

@@ -25,7 +25,7 @@ const LIMIT_ROUNDS: usize = 3;
 const LARGE_ROUNDS: usize = 3;
 /// Name, events and bytes of each.
 const LARGE: [(&str, u64, u64); 2] = [("100KB", 20_000, 100_000), ("5MB", 500, 5_000_000)];
-/// 18.16 parses what HTTP brings into blocks by their rows alone: one of 2.5 GB takes more than 16 GB of memory.
+/// 18.16 cuts what HTTP brings into blocks by their rows alone, and one of 2.5 GB takes it more than 16 GB of memory.
 const CURL_BLOCK_BYTES: u64 = 1_000_000_000;
 const MIB: f64 = (1 << 20) as f64;
 

@@ -24,7 +24,7 @@ pub(crate) enum Contender {
     Pillarbox,
     /// `psql | clickhouse-client`.
     Client,
-    /// `psql | curl`; where the server's own blocks do not fit into its memory, with blocks of so many rows.
+    /// `psql | curl`; with blocks of so many rows, where the server's own may not fit into its memory.
     Curl(Option<u64>),
     /// A periodic task in Python with batches of so many rows.
     Poller(u32),
@@ -87,8 +87,8 @@ impl Contender {
             ),
             // Not `--data-binary @-`, which reads all of it before it sends the first byte.
             Self::Curl(block_rows) => format!(
-                "{copy} | curl -sS --fail-with-body -X POST -T - -H 'Expect:' -o /dev/stderr \
-                 '{}/?max_memory_usage={MEMORY}{}&query={}'",
+                "{copy} | curl -sS --fail-with-body -X POST -T - -H 'Expect:' \
+                 '{}/?max_memory_usage={MEMORY}{}&query={}' >&2",
                 clickhouse.url_with_credentials()?,
                 block_rows
                     .map_or_else(String::new, |rows| format!("&max_insert_block_size={rows}")),
