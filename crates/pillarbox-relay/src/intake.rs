@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use self::entry::Reason;
 use self::server::{Server, array, number, text, unreadable};
 use self::stream::Id;
-use self::tenure::{Forget, Identity, Tenure};
+use self::tenure::{Forget, Identity, JUST_ENDED, Tenure};
 use crate::backoff::Backoff;
 use crate::config::{self, ConfigError, IntakeKind};
 use crate::metric::IntakeMeters;
@@ -198,8 +198,8 @@ impl Intake {
         (once, is_first): (bool, bool),
         summary: &mut Summary,
     ) -> Result<(), IntakeError> {
-        // A drain that has lost its session waits for the server to notice.
-        let patience = once.then_some(if is_first { Duration::ZERO } else { DEADLINE });
+        // A drain that has lost its session waits for the server to notice, which may take long.
+        let patience = once.then_some(if is_first { JUST_ENDED } else { DEADLINE });
         let mut tenure = Tenure::begin(&self.postgres, &self.identity, patience, stop).await?;
         let mut server = Server::connect(&self.client, &self.identity.source).await?;
         tracing::info!(

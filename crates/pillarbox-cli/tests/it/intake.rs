@@ -1,8 +1,10 @@
 //! Events from Redis and from files, as users of the program meet them.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use pillarbox_relay::schema::INTAKE_LOCK_CLASS;
 use pillarbox_testkit::servers::{Persistence, PgVersion, Redis, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -259,6 +261,29 @@ fn write(program: &Program, name: &str, text: &str) -> Result<String> {
     let path = program.dir.path().join(name);
     std::fs::write(&path, text)?;
     Ok(Path::new(&path).display().to_string())
+}
+
+#[tokio::test]
+async fn an_import_waits_for_the_session_of_one_that_has_just_ended() -> Result<()> {
+    let (_postgres, program, url) = database(PgVersion::V18).await?;
+    program.done(&["migrate"]).await?;
+    let file = write(&program, "events.ndjson", &(line(1) + "\n"))?;
+    let import = ["import", &file, "--name", "history"];
+    program.json(&import).await?;
+
+    let last = connect(&url).await?;
+    let lock = "select pg_advisory_lock($1, intake) from pillarbox.intake where name = 'history'";
+    last.query_one(lock, &[&INTAKE_LOCK_CLASS]).await?;
+    let refused = program.refusal(3, &import).await?;
+    ensure!(refused.contains("another process is active"), "{refused}");
+    let ending = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(last);
+    });
+    let again = program.json(&import).await?;
+    assert_eq!(again["lines_before"], 1, "{again}");
+    ending.await?;
+    Ok(())
 }
 
 #[tokio::test]

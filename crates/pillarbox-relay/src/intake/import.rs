@@ -6,7 +6,6 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +13,7 @@ use uuid::Uuid;
 
 use super::entry::Body;
 use super::lines::{Line, Lines, Mark, Part};
-use super::tenure::{Advance, Identity, Tenure, commit};
+use super::tenure::{Advance, Identity, JUST_ENDED, Tenure, commit};
 use super::trouble::IntakeError;
 use super::writing::{self, Item, LargeLetter, Refused, Written};
 use super::{Bounds, too_large};
@@ -144,7 +143,7 @@ impl Import {
             kind: "import",
             source: format!("{first:016x}"),
         };
-        let mut tenure = Tenure::begin(postgres, &identity, Some(Duration::ZERO), stop).await?;
+        let mut tenure = Tenure::begin(postgres, &identity, Some(JUST_ENDED), stop).await?;
         let mut imported = Imported {
             name,
             ..Imported::default()
