@@ -1,7 +1,6 @@
 //! Events from Redis and from files, as users of the program meet them.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pillarbox_relay::schema::INTAKE_LOCK_CLASS;
@@ -276,13 +275,21 @@ async fn an_import_waits_for_the_session_of_one_that_has_just_ended() -> Result<
     last.query_one(lock, &[&INTAKE_LOCK_CLASS]).await?;
     let refused = program.refusal(3, &import).await?;
     ensure!(refused.contains("another process is active"), "{refused}");
-    let ending = tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        drop(last);
-    });
-    let again = program.json(&import).await?;
-    assert_eq!(again["lines_before"], 1, "{again}");
-    ending.await?;
+    let again = program.start(&["import", &file, "--name", "history", "--json"])?;
+    eventually("the import to meet the lock", DEADLINE, || async {
+        const ASKED: &str = "
+            select count(*) from pg_stat_activity
+            where application_name = 'pillarbox/intake/history' and state = 'idle'
+                and query like '%pg_try_advisory_lock%'";
+        let asked: i64 = last.query_one(ASKED, &[]).await?.get(0);
+        Ok((asked > 0).then_some(()))
+    })
+    .await?;
+    drop(last);
+    let again = finish(again).await?;
+    ensure!(again.code == 0, "{again:?}");
+    let done: Value = serde_json::from_str(&again.out)?;
+    assert_eq!(done["lines_before"], 1, "{done}");
     Ok(())
 }
 
