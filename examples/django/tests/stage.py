@@ -163,7 +163,7 @@ class Stage:
         return worker
 
     def start_beat(self, directory: Path, **env: str) -> Process:
-        """Celery beat."""
+        """Celery beat. To be killed: SIGTERM within a tick makes it fail at its closed schedule."""
         schedule = str(directory / "schedule")
         return self.start("beat", *_celery("beat", "--schedule", schedule), **env)
 

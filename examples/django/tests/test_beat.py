@@ -64,7 +64,7 @@ def test_inv_2_events_arrive_once_also_when_the_worker_is_killed(
         assert 0 < len(published) == users < SESSIONS * USERS
         eventually("all events", lambda: len(made.arrived()) >= len(published))
         worker.says('"outcome": "delivered"')
-        assert beat.stop() == 0
+        beat.kill()
         assert worker.stop() == 0
         found = Counter(row[0] for row in made.arrived())
         assert set(found) == published

@@ -231,7 +231,7 @@ class Move:
         return worker
 
     def beat(self) -> Process:
-        """Celery beat."""
+        """Celery beat. To be killed: SIGTERM within a tick makes it fail at its closed schedule."""
         schedule = str(self._directory / "schedule")
         celery = ("-m", "celery", "--app", "shop", "beat", "--schedule", schedule)
         return self.start("beat", sys.executable, *celery)

@@ -61,7 +61,7 @@ def test_inv_1_and_2_rows_of_an_outbox_table_arrive_once(
         after.reaches(50)
         emails += before.stop()
         guide.sql("move")
-        assert beat.stop() == 0
+        beat.kill()
         assert worker.stop() == 0
         guide.sql("move")
         assert guide.python("settle.py") == "published 100, arrived 100\n"

@@ -59,7 +59,7 @@ def test_inv_1_and_2_rows_of_typed_outbox_tables_arrive_once(
         after.reaches(50)
         emails += before.stop()
         assert old_app.stop() == 0
-        assert beat.stop() == 0
+        beat.kill()
         assert worker.stop() == 0
         guide.sql("move")
         assert guide.python("settle.py") == "outbox_user: published 100, arrived 100\n"
