@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 use self::entry::Reason;
 use self::server::{Server, array, number, text, unreadable};
 use self::stream::Id;
-use self::tenure::{Forget, Identity, JUST_ENDED, Tenure};
+use self::tenure::{Forget, Identity, Tenure};
 use crate::backoff::Backoff;
 use crate::config::{self, ConfigError, IntakeKind};
 use crate::metric::IntakeMeters;
+use crate::source::JUST_ENDED;
 
 pub mod entry;
 pub mod import;

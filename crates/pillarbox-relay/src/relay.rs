@@ -21,7 +21,7 @@ use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::pulse::Pulse;
 use crate::sink::{Plan as _, Reaction, Sink, Trouble};
-use crate::source::{Request, Session, Source, SourceError, Standby, Switches};
+use crate::source::{JUST_ENDED, Request, Session, Source, SourceError, Standby, Switches};
 
 mod beside;
 mod delivering;
@@ -160,15 +160,10 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
         stop: &CancellationToken,
         has_started: &mut bool,
     ) -> Result<(), Halt> {
-        let standby = if mode == Mode::Drain {
-            Standby::Leave
-        } else {
-            Standby::Wait
-        };
         self.pulse.asking(self.clock.now());
         let session = tokio::select! { biased;
             () = stop.cancelled() => return Ok(()),
-            taken = self.source.take_over(standby) => taken?.ok_or(Halt::NotActive)?,
+            taken = self.take_over(mode) => taken?.ok_or(Halt::NotActive)?,
         };
         self.pulse.took_over(self.clock.now());
         let (switch, switches) = watch::channel(session.beat().await?);
@@ -182,6 +177,21 @@ impl<S: Source, K: Sink, C: Clock> Relay<S, K, C> {
             session.tend().await?;
         }
         ended
+    }
+
+    /// Waits as the stand-by of another relay, or, in a drain, only for one that has just ended.
+    async fn take_over(&self, mode: Mode) -> Result<Option<S::Session>, SourceError> {
+        if mode == Mode::Run {
+            return self.source.take_over(Standby::Wait).await;
+        }
+        let began = self.clock.now();
+        loop {
+            let taken = self.source.take_over(Standby::Leave).await?;
+            if taken.is_some() || self.clock.now() - began >= JUST_ENDED {
+                return Ok(taken);
+            }
+            self.clock.sleep(JUST_ENDED / 10).await;
+        }
     }
 
     /// Works until the end; a sink that stands still is looked at again from the ledger on.

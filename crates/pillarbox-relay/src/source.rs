@@ -40,6 +40,10 @@ pub enum Standby {
     Leave,
 }
 
+/// How long a server may need to notice that the holder of a lock has ended: one who does not stand by asks
+/// again for so long.
+pub(crate) const JUST_ENDED: Duration = Duration::from_secs(2);
+
 /// A tenure as the one active relay of a sink. Methods may be called concurrently.
 ///
 /// Dropping a future leaves the outcome to the ledger: the session must be dropped as well, unless

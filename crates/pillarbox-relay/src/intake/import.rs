@@ -13,11 +13,12 @@ use uuid::Uuid;
 
 use super::entry::Body;
 use super::lines::{Line, Lines, Mark, Part};
-use super::tenure::{Advance, Identity, JUST_ENDED, Tenure, commit};
+use super::tenure::{Advance, Identity, Tenure, commit};
 use super::trouble::IntakeError;
 use super::writing::{self, Item, LargeLetter, Refused, Written};
 use super::{Bounds, too_large};
 use crate::failpoint::step;
+use crate::source::JUST_ENDED;
 
 /// Lines of a batch, and their bytes; a larger line becomes a dead letter.
 const BOUNDS: Bounds = Bounds {

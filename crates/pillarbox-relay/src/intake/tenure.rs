@@ -24,8 +24,6 @@ const BEAT: Duration = Duration::from_secs(1);
 
 /// How often a stand-by asks for the lock.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
-/// How long one that does not stand by waits for the lock: the server notices a moment later that its last holder ended.
-pub(crate) const JUST_ENDED: Duration = Duration::from_secs(2);
 
 /// Who an intake is.
 #[derive(Clone, Debug)]

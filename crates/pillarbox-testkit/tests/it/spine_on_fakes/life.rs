@@ -97,6 +97,22 @@ async fn a_stand_by_takes_over_when_the_active_relay_dies() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_a_relay_that_has_just_ended() {
+    let world = World::new();
+    let last = world.start("a");
+    world
+        .until("a works", |world| world.database.active_sessions() == 1)
+        .await;
+    let ending = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        last.stop().await
+    };
+    let (drained, ended) = tokio::join!(world.drain(), ending);
+    ended.unwrap();
+    drained.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stand_by_stops_at_once() {
     let world = World::new();
     let first = world.start("a");
