@@ -32,9 +32,10 @@ use crate::{Place, logging, output};
 /// Deliver events to every configured sink
 #[derive(Debug, Args)]
 #[command(after_help = "\
-One relay per sink is active; further ones stand by and take over when it falls silent. It needs a
-direct connection to PostgreSQL, not one through a pool. SIGTERM or Ctrl-C stops it cleanly, a
-second one at once, which is as safe.
+One relay per sink is active; further ones stand by and take over when it falls silent, or, with
+--once, end with 3 when it is still active after two seconds. It needs a direct connection to
+PostgreSQL, not one through a pool. SIGTERM or Ctrl-C stops it cleanly, a second one at once, which
+is as safe.
 
 Examples:
   pillarbox relay                        runs until it is told to stop

@@ -84,7 +84,9 @@ async fn a_stand_by_takes_over_when_the_active_relay_dies() {
     world.database.publish(5).unwrap();
     world.until_settled().await;
     assert_eq!(world.database.active_sessions(), 1);
+    let asked = tokio::time::Instant::now();
     assert!(matches!(world.drain().await, Err(Halt::NotActive)));
+    assert!(asked.elapsed() < Duration::from_secs(3));
     world.sink.fail_next(Operation::Deliver, Fault::HangAfter);
     world.database.publish(5).unwrap();
     world
