@@ -76,10 +76,7 @@ async fn stop_requested_at_any_operation_ends_within_the_grace() {
 #[tokio::test(start_paused = true)]
 async fn a_stand_by_takes_over_when_the_active_relay_dies() {
     let world = World::new();
-    let first = world.start("a");
-    world
-        .until("a works", |world| world.database.active_sessions() == 1)
-        .await;
+    let first = world.start_active("a").await;
     let second = world.start("b");
     world.database.publish(5).unwrap();
     world.until_settled().await;
@@ -101,10 +98,7 @@ async fn a_stand_by_takes_over_when_the_active_relay_dies() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_waits_for_a_relay_that_has_just_ended() {
     let world = World::new();
-    let last = world.start("a");
-    world
-        .until("a works", |world| world.database.active_sessions() == 1)
-        .await;
+    let last = world.start_active("a").await;
     let ending = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         last.stop().await
@@ -117,10 +111,7 @@ async fn a_drain_waits_for_a_relay_that_has_just_ended() {
 #[tokio::test(start_paused = true)]
 async fn a_stand_by_stops_at_once() {
     let world = World::new();
-    let first = world.start("a");
-    world
-        .until("a works", |world| world.database.active_sessions() == 1)
-        .await;
+    let first = world.start_active("a").await;
     let second = world.start("b");
     tokio::time::sleep(Duration::from_secs(5)).await;
     let asked = tokio::time::Instant::now();

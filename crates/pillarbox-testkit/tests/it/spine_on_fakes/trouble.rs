@@ -135,10 +135,7 @@ async fn a_drain_gives_up_after_its_patience() {
 #[tokio::test(start_paused = true)]
 async fn a_sink_that_is_down_for_hours_never_causes_a_take_over() {
     let world = World::new();
-    let relay = world.start("a");
-    world
-        .until("it works", |world| world.database.active_sessions() == 1)
-        .await;
+    let relay = world.start_active("a").await;
     let standby = world.start("b");
     world
         .sink

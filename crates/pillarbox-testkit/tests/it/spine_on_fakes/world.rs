@@ -75,6 +75,16 @@ impl World {
         self.start_with(name, CancellationToken::new())
     }
 
+    /// Starts one that nobody else holds up.
+    pub(super) async fn start_active(&self, name: &str) -> Running {
+        let relay = self.start(name);
+        self.until("it is active", |world| {
+            world.database.active_sessions() == 1
+        })
+        .await;
+        relay
+    }
+
     pub(super) fn start_with(&self, name: &str, stop: CancellationToken) -> Running {
         let relay = self.relay(name);
         let until = stop.clone();
